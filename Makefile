@@ -1,0 +1,36 @@
+# Every target sets itself up on a fresh machine with Python 3.11+, pip and venv.
+PYTHON ?= python3.11
+# One environment for each interpreter, so that `make test PYTHON=python3.13` disturbs no other.
+VENV := .venv-$(notdir $(PYTHON))
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Tests wait on facts, not on the processor, so a few more workers than cores is right.
+JOBS ?= 4
+
+.PHONY: run test soak lint bench clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+run: $(STAMP) ## serve the built-in echo handler on tcp://127.0.0.1:20000 until Ctrl-C
+	@exec $(BIN)/poolserver run poolserver.examples.echo:EchoHandler -b tcp://127.0.0.1:20000
+
+test: $(STAMP) ## everything but the long storms, in under five minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) -m "not soak and not timing"
+	$(BIN)/python -m pytest -m "timing and not soak"
+
+soak: $(STAMP) ## the long forms of the storms
+	$(BIN)/python -m pytest -m soak
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## CPU for one connection, side by side
+	$(BIN)/python bench/accept.py
+
+clean:
+	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
