@@ -1,0 +1,50 @@
+"""The servers that are compared: for each, the command that starts it.
+
+Each is a process (with children) of its own that serves on a port of the kernel's choice and says so with one
+line on standard error, in poolserver's words: `NAME: ready on tcp://127.0.0.1:PORT (pid N, …)`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+POOLSERVER = Path(sys.executable).parent / "poolserver"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What to start and what to call it.
+
+    Args:
+        label: the name in the table.
+        command: the argument vector; `{scratch}` in it becomes the run's own temporary directory.
+        exit_status: what `wait` must give after SIGTERM; a contestant that leaves otherwise has failed.
+    """
+
+    label: str
+    command: tuple[str, ...]
+    exit_status: int
+
+
+def bare(handler: str, workers: int) -> Contestant:
+    """A pre-fork loop with nothing around the handler: the least that serving in processes can cost."""
+    command = (sys.executable, "-m", "bench.contestants.bare", handler, str(workers))
+    return Contestant(f"bare {workers}", command, exit_status=0)
+
+
+def threading_tcp(handler: str) -> Contestant:
+    """The stdlib's thread for each connection: what users come from."""
+    command = (sys.executable, "-m", "bench.contestants.threading_tcp", handler)
+    return Contestant("ThreadingTCPServer", command, exit_status=-15)
+
+
+def poolserver(handler: str, workers: int, lanes: int | None = None) -> Contestant:
+    """poolserver over its command line, all defaults on; `lanes=None` leaves their number to it too.
+
+    A control socket of its own, because several services with one handler run side by side.
+    """
+    shape = f"{workers}x{lanes or 'default'}"
+    command = [str(POOLSERVER), "run", handler, "-b", "tcp://127.0.0.1:0", "-w", str(workers)]
+    command += ["-t", str(lanes)] if lanes else []
+    command += ["--set", f"control.socket={{scratch}}/{shape}-{handler.partition(':')[2]}.sock"]
+    return Contestant(f"poolserver {shape}", tuple(command), exit_status=0)

@@ -1,0 +1,56 @@
+"""The bare pre-fork loop: `python -m bench.contestants.bare MODULE:HANDLER PROCESSES`.
+
+Blocking `accept` on the shared listener, handler, `shutdown`, `close`, nothing else. It has no admission, no
+deadlines, no drain and no status; on SIGTERM the children are killed.
+"""
+
+import os
+import pkgutil
+import signal
+import socket
+import socketserver
+import sys
+from typing import NoReturn
+
+BACKLOG = 1024  # poolserver's default
+
+
+def serve(listener: socket.socket, handler: type[socketserver.BaseRequestHandler]) -> NoReturn:
+    """Serve for ever; runs in a child."""
+    server: socketserver.BaseServer = None  # type: ignore[assignment] # no server object: no handler here asks
+    while True:
+        connection, address = listener.accept()
+        handler(connection, address, server)
+        try:
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:  # ENOTCONN: the client was gone first
+            pass
+        connection.close()
+
+
+def forked(listener: socket.socket, handler: type[socketserver.BaseRequestHandler]) -> int:
+    """A child that serves; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        serve(listener, handler)
+    return pid
+
+
+def main() -> None:
+    """Bind, fork, say that it is ready, and wait for SIGTERM."""
+    handler, processes = pkgutil.resolve_name(sys.argv[1]), int(sys.argv[2])
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    children = [forked(listener, handler) for _ in range(processes)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    print(f"bare: ready on {url} (pid {os.getpid()}, {processes} processes)", file=sys.stderr, flush=True)
+    try:
+        signal.pause()
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()

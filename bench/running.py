@@ -1,0 +1,184 @@
+"""A contestant while it runs: started, found ready, measured from outside, stopped and reaped.
+
+Everything the benchmark knows of a server it reads from the kernel, the same way for every contestant.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from contestants import Contestant
+
+ROOT = Path(__file__).resolve().parent.parent
+# Far above the 2 s that a ready line may take, far below anyone's patience.
+READY_TIMEOUT = 30.0
+STOP_TIMEOUT = 15.0
+# How often the log is read for the ready line: the resolution of the start time, against a limit of 2 s.
+READY_INTERVAL = 0.002
+READY = re.compile(r"^\S+: ready on tcp://127\.0\.0\.1:(\d+) \(pid (\d+)", re.MULTILINE)
+# What would change a contestant's behaviour if the benchmark itself runs under a supervisor.
+FOREIGN_SETTINGS = ("POOLSERVER_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_", "RUNTIME_DIRECTORY")
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class BenchError(Exception):
+    """Nothing can be said: a contestant did not start, failed a request or left wrongly."""
+
+
+def adopt_orphans() -> None:
+    """Make the children of a killed master ours to reap. **Source**: prctl(2), PR_SET_CHILD_SUBREAPER."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """In a contestant before exec: SIGTERM should the benchmark itself be SIGKILLed."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def clean_environment() -> dict[str, str]:
+    """The caller's environment without what poolserver or a supervisor reads from it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN_SETTINGS)}
+
+
+def children(pid: int) -> list[int]:
+    """The live children of a process. **Source**: proc(5), `/proc/PID/task/TID/children`."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(word) for text in lists for word in text.split()]
+
+
+def group(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    return [pid, *(member for child in children(pid) for member in group(child))]
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of another process in nanoseconds, user and system, with threads that have ended.
+
+    `/proc/PID/task/*/schedstat` loses a thread's time when it ends, which for a thread for each connection is
+    nearly all of it. The process's clock does not. **Source**: clock_getcpuclockid(3); the identifier is
+    `~pid << 3 | CPUCLOCK_SCHED` (linux/posix-timers.h).
+    """
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+def schedstat_ns(pid: int) -> int:
+    """The same from the live threads' run times, to check the clock against."""
+    paths = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(path.read_text().split()[0]) for path in paths)
+
+
+def private_bytes(pid: int) -> int:
+    """Memory no other process shares: what one more worker costs."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return 1024 * sum(
+        int(kib) for kib in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", rollup, re.MULTILINE)
+    )
+
+
+class Running:
+    """One contestant from its start to its last process; a context manager that leaves nothing behind.
+
+    It has a session of its own, so that Ctrl-C reaches the benchmark only, which then stops it in order.
+    """
+
+    def __init__(self, contestant: Contestant, scratch: Path) -> None:
+        self.label = contestant.label
+        self.port = 0
+        self.pid = 0
+        self.start_seconds = 0.0
+        self._command = [word.format(scratch=scratch) for word in contestant.command]
+        self._exit_status = contestant.exit_status
+        self._log = scratch / f"{contestant.label.replace(' ', '-')}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it and wait for its ready line.
+
+        Raises:
+            BenchError: it ended or was not ready within READY_TIMEOUT; nothing of it is left.
+        """
+        started = time.perf_counter()
+        try:
+            self._process = self._start()
+            self._wait_until_ready(self._process, started + READY_TIMEOUT)
+        except BaseException:
+            self._end()
+            raise
+        self.start_seconds = time.perf_counter() - started
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it; a wrong exit status is an error of its own unless one is already on its way."""
+        status = self._end()
+        if kind is None and status != self._exit_status:
+            raise BenchError(
+                f"{self.label}: left with {status} after SIGTERM, not {self._exit_status}\n{self.log()}"
+            )
+
+    def log(self) -> str:
+        """The end of what it wrote, for an error message."""
+        return self._log.read_text(errors="replace")[-4000:]
+
+    def cpu_ns(self, members: list[int]) -> int:
+        """CPU of its processes so far."""
+        return sum(map(cpu_ns, members))
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=clean_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 # the benchmark has one thread
+            )
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+        while not (ready := READY.search(self._log.read_text(errors="replace"))):
+            if process.poll() is not None:
+                raise BenchError(
+                    f"{self.label}: ended with {process.returncode} before it was ready\n{self.log()}"
+                )
+            if time.perf_counter() > deadline:
+                raise BenchError(f"{self.label}: not ready within {READY_TIMEOUT:g} s\n{self.log()}")
+            time.sleep(READY_INTERVAL)
+        self.port, self.pid = int(ready[1]), int(ready[2])
+
+    def _end(self) -> int | None:
+        """TERM to the master, then KILL to whatever is left of its process group, then reap it all."""
+        if self._process is None:
+            return None
+        try:
+            self._process.terminate()
+            return self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            reap_group(self._process)
+
+
+def reap_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill and wait for every process of the group that `process` leads (or led)."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # all gone already, and none is a zombie
+        pass
+    process.wait()
+    try:
+        while True:
+            os.waitpid(-process.pid, 0)  # its orphans became our children: see adopt_orphans
+    except ChildProcessError:
+        pass

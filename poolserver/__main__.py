@@ -1,0 +1,5 @@
+"""``python -m poolserver``."""
+
+from poolserver.cli import main
+
+main()

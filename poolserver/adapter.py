@@ -1,0 +1,205 @@
+"""What makes any socketserver server class fit for lanes: a mix-in over its public hooks, and the classes it passes over.
+
+The mix-ins of ``server.py`` inherit it, and ``adapted`` puts it before a class that knows nothing of poolserver. It
+touches no private name of socketserver. It runs wherever lanes run.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import socketserver
+import struct
+import sys
+import termios
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+_log = logging.getLogger("poolserver")
+
+LINGER_TIMEOUT = 2.0
+LINGER_BYTES = 16 * 1024 * 1024
+"""Bounds of reading on after the reply, for a client that is still sending: closing with unread input sends a reset
+that destroys the reply on its way. nginx lingers for up to 30 s; a lane is dearer than an nginx connection."""
+
+_NO_INPUT = bytes(struct.calcsize("i"))
+
+
+class CrewFace(Protocol):
+    """What a server object knows of the crew whose lanes serve it."""
+
+    @property
+    def is_leaving(self) -> bool: ...
+
+    def is_lane_thread(self) -> bool: ...
+
+    def ask_stop(self) -> None: ...
+
+
+if TYPE_CHECKING:
+    _Server = socketserver.TCPServer
+else:
+    _Server = object
+
+
+class LaneServer(_Server):
+    """Mixed in before a socketserver class. ``crew`` is set while lanes serve it."""
+
+    crew: CrewFace | None = None
+
+    @property
+    def draining(self) -> bool:
+        """True once this worker is to leave: a long conversation can end politely."""
+        return self.crew is not None and self.crew.is_leaving
+
+    def shutdown(self) -> None:
+        """Stop the whole service. From a handler it returns at once: the handler itself is waited for."""
+        if self.crew is None:
+            super().shutdown()
+        else:
+            self.crew.ask_stop()
+
+    def server_close(self) -> None:
+        """As ever; in a handler refused, since it would close the listener under the other lanes."""
+        if self.crew is not None and self.crew.is_lane_thread():
+            _log.error("a handler called server_close(): refused; server.shutdown() stops the service")
+            return
+        super().server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The user's own ``handle_error``, else one entry in the log. The stock one prints, and a full disk behind
+        standard error then ends its loop."""
+        inherited = super().handle_error
+        if getattr(inherited, "__func__", None) is socketserver.BaseServer.handle_error:
+            log_error(client_address)
+        else:
+            inherited(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """As ever, but a reply is not destroyed by unread input, and the descriptor is closed for certain."""
+        if isinstance(request, socket.socket):
+            _linger(request)
+            super().shutdown_request(request)
+            _close_for_certain(request)
+        else:
+            super().shutdown_request(request)
+
+
+def log_error(client_address: Any) -> None:
+    """Log the exception being handled, naming the peer. One that a client causes by leaving is one line, no traceback."""
+    error = sys.exception()
+    if isinstance(error, ConnectionError | TimeoutError):
+        _log.info("connection of %s ended by %s", peer_name(client_address), type(error).__name__)
+    else:
+        _log.error("handler failed for %s", peer_name(client_address), exc_info=True)
+
+
+def peer_name(client_address: Any) -> str:
+    """How a peer is written in the log and in the scoreboard."""
+    if isinstance(client_address, tuple) and len(client_address) >= 2:
+        host, port = client_address[:2]
+        if isinstance(host, str) and host.startswith("unix:"):
+            return host
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    return str(client_address or "unix:unnamed")
+
+
+def unix_peer(sock: socket.socket) -> tuple[str, int]:
+    """A client address for a Unix peer, whose own is ``''``: http.server's logging, for one, wants a pair.
+
+    Source: unix(7) SO_PEERCRED: the credentials of whoever connected, as of connect(2).
+    """
+    try:
+        pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except (OSError, AttributeError):
+        return ("unix:unnamed", 0)  # a get_request of the user's gave something that is no Unix socket
+    return (f"unix:uid={uid},pid={pid}", 0)
+
+
+def _linger(sock: socket.socket) -> None:
+    """If input is pending, half-close and read on until the client has seen the reply and closes."""
+    if sock.fileno() < 0 or not _has_input(sock):
+        return
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # reset, or closed by a thread of the handler: nothing to save
+        sock.shutdown(socket.SHUT_WR)
+        give_up = time.monotonic() + LINGER_TIMEOUT
+        left = LINGER_BYTES
+        scratch = bytearray(65536)
+        while left > 0 and (patience := give_up - time.monotonic()) > 0:
+            sock.settimeout(patience)
+            count = socket.socket.recv_into(sock, scratch)
+            if count == 0:
+                return
+            left -= count
+
+
+def _has_input(sock: socket.socket) -> bool:
+    """Asked by FIONREAD, which neither waits (as recv on a socket with a time-out would) nor raises for "no"."""
+    try:
+        return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NO_INPUT) != _NO_INPUT
+    except (OSError, ValueError):
+        return False
+
+
+def _close_for_certain(sock: socket.socket) -> None:
+    """``socket.close`` waits for every file made of it; a ``setup()`` that raised, or a reset in ``wfile.close()``,
+    leaves one open until some later garbage collection."""
+    if sock.fileno() >= 0:
+        os.close(sock.detach())
+
+
+class _InlineThreading(socketserver.ThreadingMixIn):
+    """Stands before ThreadingMixIn: the lane handles the request, as a thread beside the lanes would be unbounded."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        super(socketserver.ThreadingMixIn, self).process_request(request, client_address)  # type: ignore[misc]
+
+
+class _InlineForking(socketserver.ForkingMixIn):
+    """Stands before ForkingMixIn: likewise, and its ``waitpid`` would steal the exit status of others' children."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        super(socketserver.ForkingMixIn, self).process_request(request, client_address)  # type: ignore[misc]
+
+    def service_actions(self) -> None:
+        super(socketserver.ForkingMixIn, self).service_actions()  # type: ignore[misc]
+
+    def handle_timeout(self) -> None:
+        super(socketserver.ForkingMixIn, self).handle_timeout()  # type: ignore[misc]
+
+
+_PASSED_OVER: dict[type, type] = {
+    socketserver.ThreadingMixIn: _InlineThreading,
+    socketserver.ForkingMixIn: _InlineForking,
+}
+
+
+def pass_over_stock_mixins(cls: type) -> None:
+    """Where ThreadingMixIn or ForkingMixIn is an ancestor of ``cls``, put the class that passes it over right before it.
+
+    Adding a base puts it just there in the method resolution order, so a ``process_request`` that the user wrote in a
+    nearer class is kept, and its ``super()`` call meets ours.
+    """
+    for stock, inline in _PASSED_OVER.items():
+        if issubclass(cls, stock) and not issubclass(cls, inline):
+            bases = list(cls.__bases__)
+            bases.insert(bases.index(stock) if stock in bases else len(bases), inline)
+            cls.__bases__ = tuple(bases)
+
+
+def passed_over(cls: type) -> list[str]:
+    """The stock mix-ins that ``cls`` has and that lanes pass over."""
+    return [stock.__name__ for stock in _PASSED_OVER if issubclass(cls, stock)]
+
+
+def adapted(cls: type[socketserver.BaseServer]) -> type[socketserver.BaseServer]:
+    """``cls`` with LaneServer before it."""
+    if issubclass(cls, LaneServer):
+        return cls
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    made = type(cls.__name__, (LaneServer, cls), names)
+    pass_over_stock_mixins(made)
+    return made

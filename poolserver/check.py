@@ -1,0 +1,82 @@
+"""``poolserver check``: everything that ``run`` would need, tried without serving, and hazards worth knowing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from poolserver import handlers
+from poolserver.address import Address, parse
+from poolserver.config import Loaded, effective
+from poolserver.errors import ConfigError
+from poolserver.sections import Config
+
+
+@dataclass
+class Report:
+    """What ``check`` found. ``problems`` make it fail; ``details`` is a traceback to print below them."""
+
+    values: list[tuple[str, str, str]]
+    problems: list[str] = field(default_factory=list)
+    hazards: list[str] = field(default_factory=list)
+    details: str = ""
+
+
+def examine(loaded: Loaded) -> Report:
+    """Try what can be tried: addresses parse, the handler imports and fits them, folders are there."""
+    settings = loaded.config
+    report = Report(effective(loaded))
+    addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
+    _try_handler(settings, addresses, report)
+    if settings.server.chdir and not Path(settings.server.chdir).is_dir():
+        report.problems.append(f"server.chdir: {settings.server.chdir} is not a directory")
+    if settings.log.file and not Path(settings.log.file).parent.is_dir():
+        report.problems.append(f"log.file: the folder of {settings.log.file} does not exist")
+    report.hazards = list(_hazards(settings, addresses))
+    return report
+
+
+def _parsed(url: str, report: Report) -> list[Address]:
+    try:
+        return parse(url)
+    except ConfigError as error:
+        report.problems.append(str(error))
+        return []
+
+
+def _try_handler(settings: Config, addresses: list[Address], report: Report) -> None:
+    section = settings.server
+    try:
+        found = handlers.load(
+            section.handler, section.server_class, [Path(path) for path in section.pythonpath]
+        )
+        for address in addresses:
+            handlers.fitting(found, address)
+    except ConfigError as error:
+        report.problems.append(str(error))
+        report.details = error.details
+
+
+def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
+    limit = _sysctl("/proc/sys/net/core/somaxconn")
+    if limit is not None and settings.socket.backlog > limit:
+        yield f"socket.backlog = {settings.socket.backlog} is cut to {limit} by net.core.somaxconn"
+    if not settings.timeouts.idle:
+        yield "timeouts.idle is off: a client that falls silent holds its lane for ever"
+    if settings.socket.receive_buffer:
+        most = _sysctl("/proc/sys/net/core/rmem_max")
+        if most is not None and settings.socket.receive_buffer > most:
+            yield f"socket.receive_buffer is above net.core.rmem_max = {most}: granted to root only"
+    if settings.socket.defer_accept and not any(address.scheme == "tcp" for address in addresses):
+        yield "socket.defer_accept is set, but nothing listens on TCP"
+    if (
+        any(address.scheme == "tcp" for address in addresses)
+        and _sysctl("/proc/sys/net/ipv4/tcp_syncookies") == 0
+    ):
+        yield "net.ipv4.tcp_syncookies = 0: a flood of SYNs fills the queue of half-open connections"
+
+
+def _sysctl(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return None  # another kernel, or no /proc: nothing to warn of

@@ -1,0 +1,337 @@
+"""The lanes of one process: start, replace a dead one, drain, cut, stop. The only place that makes threads.
+
+Runs in a worker, where the main thread watches, or in the caller's process (``PreThreadMixIn``, ``-w 0``), where a
+thread of its own does.
+"""
+
+import enum
+import errno
+import logging
+import math
+import os
+import select
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from poolserver.adapter import peer_name
+from poolserver.lane import Lane, Station
+from poolserver.listener import queue_length, revive
+from poolserver.scoreboard import Row
+from poolserver.shared_socket import SharedSocket
+from poolserver.signals import wait_readable
+
+_log = logging.getLogger("poolserver")
+
+TICK = 1.0
+"""Seconds between looks at what no descriptor tells: a lane that died, a listener made blocking by a stranger."""
+
+CUT_GRACE = 0.5
+"""Seconds that a handler has to come back once its connection was shut down under it."""
+
+IDLE_GRACE = 1.0
+"""Seconds that idle lanes have to leave; they need microseconds, unless the listener was made blocking under them."""
+
+MAX_PEERS_NAMED = 10
+
+
+class Phase(enum.Enum):
+    SERVING = "serving"
+    DRAINING = "draining"  # no new connections but the queue; open ones finish
+    CUTTING = "cutting"  # what is open was shut down
+    OVER = "over"
+
+
+class Crew:
+    """Lanes on shared server objects. Constructed anywhere; ``start`` after the fork, since an epoll made before it is shared."""
+
+    def __init__(
+        self,
+        stations: Sequence[Station],
+        rows: Sequence[Row],
+        *,
+        backlog: int,
+        on_stop_asked: Callable[[], None],
+        service_interval: float = 0.5,
+    ) -> None:
+        self.stations: dict[int, Station] = {station.fd: station for station in stations}
+        self.wait_timeout = TICK * len(rows)  # one look a second by the whole crew, in turns
+        self.serves_queue = False
+        self.is_short_of_descriptors = False
+        self.lost_listener = ""
+        self.cut_count = 0
+        self._rows = rows
+        self._backlog = backlog
+        self._on_stop_asked = on_stop_asked
+        self._service_interval = service_interval
+        self._phase = Phase.SERVING
+        self._phase_ends = math.inf
+        self._idle_ends = math.inf
+        self._shortage_since = 0.0
+        self._next_tick = 0.0
+        self._next_service = math.inf
+        self._lock = threading.Lock()  # between retire/cut from one thread and the watcher
+        self._lanes: list[Lane] = []
+        self._threads: dict[Lane, threading.Thread] = {}
+
+    # -- what lanes and server objects ask
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._phase is not Phase.SERVING
+
+    def is_lane_thread(self) -> bool:
+        return threading.current_thread() in self._threads.values()
+
+    def ask_stop(self) -> None:
+        """A handler, or a thread that it started, called ``server.shutdown()``."""
+        self._on_stop_asked()
+
+    def note_shortage(self, error: OSError) -> None:
+        """Out of descriptors: one line for each episode, whichever lane meets it first."""
+        with self._lock:
+            if self.is_short_of_descriptors:
+                return
+            self.is_short_of_descriptors = True
+            self._shortage_since = time.monotonic()
+        _log.error("accepting is paused: %s; raise LimitNOFILE, or serve fewer at once", error.strerror)
+
+    def note_relief(self) -> None:
+        with self._lock:
+            if not self.is_short_of_descriptors:
+                return
+            self.is_short_of_descriptors = False
+            seconds = time.monotonic() - self._shortage_since
+        _log.warning("accepting again after %.1f s", seconds)
+
+    def mend(self, station: Station, error: OSError) -> None:
+        """A listener that a handler broke. Closed here: give the server another descriptor of it. Shut down for all: listen again."""
+        with self._lock:
+            if self.is_leaving:
+                return
+            if error.errno == errno.EINVAL:
+                self._revive(station)
+            elif station.server.socket.fileno() < 0 or error.errno in (errno.EBADF, errno.ENOTSOCK):
+                _log.error("a handler closed a listener (%s): opened again", error.strerror)
+                station.server.socket.detach()  # its number may be another's by now
+                station.server.socket = SharedSocket(fileno=os.dup(station.fd))
+
+    # -- life
+
+    def start(self) -> None:
+        """Start the lanes. From here on this process has threads, and must not fork."""
+        self.epoll = select.epoll()
+        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for fd in self.stations:
+            self.epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self.epoll.register(self.stop_fd, select.EPOLLIN)
+        if any(_has_service_actions(station) for station in self.stations.values()):
+            self._next_service = time.monotonic() + self._service_interval
+        for station in self.stations.values():
+            station.server.crew = self
+        for number, row in enumerate(self._rows):
+            self._lanes.append(Lane(number, self, row))
+            self._start_thread(self._lanes[-1])
+
+    def retire(self, within: float, *, serve_queue: bool) -> None:
+        """Take no new connections but, if asked, those queued now; give the open ones ``within`` seconds, then cut them."""
+        with self._lock:
+            if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
+                for station in self.stations.values():
+                    station.queued = queue_length(station.server.socket)
+                self.serves_queue = True
+            else:
+                self.serves_queue = False
+            if self._phase is Phase.SERVING:
+                self._enter(Phase.DRAINING, within)
+                self._idle_ends = time.monotonic() + IDLE_GRACE
+            self._phase_ends = min(self._phase_ends, time.monotonic() + within)
+        self._wake()
+
+    def cut(self) -> None:
+        """Shut down what is open, so that its handlers come back, and leave."""
+        with self._lock:
+            if self._phase in (Phase.CUTTING, Phase.OVER):
+                return
+            self.serves_queue = False
+            self._enter(Phase.CUTTING, CUT_GRACE)
+            self._cut_open()
+        self._wake()
+
+    def release_streams(self) -> None:
+        """For an orphan that is retiring: close the lanes' descriptors of stream listeners, which no handler needs."""
+        for station in self.stations.values():
+            if station.is_stream and isinstance(station.server.socket, SharedSocket):
+                station.server.socket.release()
+
+    def watch(self, others: Mapping[int, Callable[[], bool]] | None = None) -> None:
+        """Keep the lanes going until all have left or were given up.
+
+        ``others`` maps further descriptors to what to do when one is readable; False: it is not watched any more.
+        """
+        calls = dict(others or {})
+        poller = select.poll()
+        for fd in [self._wake_fd, *calls]:
+            poller.register(fd, select.POLLIN)
+        while self._phase is not Phase.OVER:
+            for fd in wait_readable(poller, max(0.0, self._deadline() - time.monotonic())):
+                if fd == self._wake_fd:
+                    os.eventfd_read(fd)
+                elif not calls[fd]():
+                    poller.unregister(fd)
+            self._look(time.monotonic())
+
+    def watch_beside(self, on_over: Callable[[], None]) -> None:
+        """Watch from a thread of our own, for a process whose main loop is another's; ``on_over`` is its last call."""
+
+        def run() -> None:
+            self.watch()
+            on_over()
+
+        threading.Thread(target=run, name="crew", daemon=True).start()
+
+    def close(self) -> None:
+        """Give the descriptors back. With a lane given up they stay: it may come back and must not meet a stranger's."""
+        for station in self.stations.values():
+            station.server.crew = None
+        if not any(thread.is_alive() for thread in self._threads.values()):
+            self.epoll.close()
+            os.close(self.stop_fd)
+            os.close(self._wake_fd)
+
+    # -- the watcher's pieces
+
+    def _look(self, now: float) -> None:
+        with self._lock:
+            alive = [lane for lane in self._lanes if self._threads[lane].is_alive()]
+            if self._phase is Phase.SERVING:
+                self._tick(now)
+            elif not alive:
+                self._phase = Phase.OVER
+            elif self._phase is Phase.DRAINING:
+                self._drain(alive, now)
+            elif now >= self._phase_ends:
+                self._give_up(alive)
+        if now >= self._next_service:
+            self._next_service = now + self._service_interval
+            self._run_service_actions()
+
+    def _deadline(self) -> float:
+        if self._phase is Phase.SERVING:
+            return min(self._next_tick, self._next_service)
+        return min(self._phase_ends, self._idle_ends, self._next_service)
+
+    def _tick(self, now: float) -> None:
+        if now < self._next_tick:
+            return
+        self._next_tick = now + TICK
+        for lane, thread in list(self._threads.items()):
+            if not thread.is_alive():
+                _log.error("lane %d died; replacing it", lane.number)
+                self._replace(lane)
+        for station in self.stations.values():
+            if os.get_blocking(station.fd):
+                # systemd clears O_NONBLOCK for all holders at each start without NonBlocking=yes
+                os.set_blocking(station.fd, False)
+
+    def _drain(self, alive: list[Lane], now: float) -> None:
+        if now >= self._phase_ends:
+            self.serves_queue = False
+            self._enter(Phase.CUTTING, CUT_GRACE)
+            self._cut_open()
+        elif now >= self._idle_ends:
+            self._idle_ends = math.inf
+            if not self.serves_queue and all(lane.request is None for lane in alive):
+                self._phase = (
+                    Phase.OVER
+                )  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
+
+    def _cut_open(self) -> None:
+        busy = [lane for lane in self._lanes if lane.request is not None]
+        for lane in busy:
+            lane.is_cut = True
+            _shut(lane.request)
+        if busy:
+            self.cut_count = len(busy)
+            names = ", ".join(peer_name(lane.address) for lane in busy[:MAX_PEERS_NAMED])
+            more = f" and {len(busy) - MAX_PEERS_NAMED} more" if len(busy) > MAX_PEERS_NAMED else ""
+            _log.warning("cut %d open: %s%s", len(busy), names, more)
+
+    def _give_up(self, alive: list[Lane]) -> None:
+        busy = [lane for lane in alive if lane.request is not None]
+        if busy:
+            names = ", ".join(peer_name(lane.address) for lane in busy[:MAX_PEERS_NAMED])
+            _log.warning("left %d handler(s) that did not come back: %s", len(busy), names)
+        self._phase = Phase.OVER
+
+    def _enter(self, phase: Phase, seconds: float) -> None:
+        self._phase = phase
+        self._phase_ends = time.monotonic() + seconds
+        self._idle_ends = math.inf
+        os.eventfd_write(self.stop_fd, 1)
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _start_thread(self, lane: Lane) -> None:
+        # A daemon thread: a hung handler must not keep the interpreter from ending.
+        thread = threading.Thread(
+            target=self._run_lane, args=(lane,), name=f"lane-{lane.number}", daemon=True
+        )
+        self._threads[lane] = thread
+        thread.start()
+
+    def _run_lane(self, lane: Lane) -> None:
+        try:
+            lane.serve_forever()
+        except BaseException:  # noqa: BLE001 - a defect here, not in a handler: said, then the lane is replaced
+            _log.critical("lane %d: internal error", lane.number, exc_info=True)
+        finally:
+            self._wake()
+
+    def _replace(self, lane: Lane) -> None:
+        del self._threads[lane]
+        successor = Lane(lane.number, self, self._rows[lane.number])
+        self._lanes[lane.number] = successor
+        self._start_thread(successor)
+
+    def _revive(self, station: Station) -> None:
+        if revive(station.server.socket, self._backlog):
+            _log.error("a listener was shut down by a handler: listening again; what was queued is lost")
+        elif not self.lost_listener:
+            self.lost_listener = (
+                f"listener {station.server.server_address!r} was shut down and cannot listen again"
+            )
+            self._enter(Phase.DRAINING, 0)
+            self._wake()
+
+    def _run_service_actions(self) -> None:
+        for station in self.stations.values():
+            try:
+                station.server.service_actions()
+            except BaseException:  # noqa: BLE001 - the user's to override; serving goes on
+                _log.error("service_actions failed", exc_info=True)
+
+
+def _has_service_actions(station: Station) -> bool:
+    """Whether anyone overrode it: waking twice a second for nothing is what this pool is not for."""
+    return type(station.server).service_actions is not socketserver.BaseServer.service_actions
+
+
+def _shut(request: object) -> None:
+    """Unblock a handler by shutting its connection down under it; a datagram has none."""
+    if isinstance(request, socket.socket):
+        try:
+            request.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed or reset meanwhile: unblocked already
+
+
+def run_in_lane(request: Callable[[], None]) -> None:
+    """Run one request in a thread of its own and wait for it. What it raises goes to ``threading.excepthook``."""
+    thread = threading.Thread(target=request, name="lane", daemon=True)
+    thread.start()
+    thread.join()

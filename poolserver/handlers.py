@@ -1,0 +1,219 @@
+"""What is served: load the handler, choose the server class, build the server objects that lanes serve.
+
+Runs in a worker (so that a restart loads new code), in the one process of ``-w 0``, and in ``check``.
+"""
+
+import contextlib
+import importlib
+import inspect
+import logging
+import socketserver
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, cast
+
+from poolserver.adapter import LaneServer, adapted, passed_over
+from poolserver.address import Address
+from poolserver.errors import ConfigError
+from poolserver.lane import Station
+from poolserver.listener import Listener
+from poolserver.shared_socket import SharedSocket
+
+_log = logging.getLogger("poolserver")
+
+_STREAM_ONLY = socketserver.StreamRequestHandler
+_DATAGRAM_ONLY = socketserver.DatagramRequestHandler
+
+
+@dataclass(frozen=True)
+class Service:
+    """A handler class, and the server class of the user's that goes with it (None: socketserver's for each listener)."""
+
+    handler: Any
+    server_class: type[socketserver.BaseServer] | None
+
+
+class PlainHTTPServer(HTTPServer):
+    """HTTPServer without its look-up of the host's full name, which a dead resolver makes a wait of seconds."""
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)
+        address: Any = self.server_address
+        self.server_name, self.server_port = (str(address), 0) if isinstance(address, str) else address[:2]
+
+
+def load(handler: str, server_class: str, pythonpath: Sequence[Path] = ()) -> Service:
+    """Import what the configuration names.
+
+    Raises:
+        ConfigError: it cannot be imported or is not something that can be served; ``details`` has the traceback.
+    """
+    for folder in reversed([str(path) for path in pythonpath]):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    if not handler:
+        return _service_of(_server_class(server_class), server_class)
+    return service_of(_import(handler, "server.handler"), handler, server_class)
+
+
+def service_of(attribute: Any, handler: str, server_class: str) -> Service:
+    """What ``attribute``, named ``handler``, can be served as.
+
+    Raises:
+        ConfigError: it is nothing that can be served.
+    """
+    chosen = _server_class(server_class) if server_class else None
+    if isinstance(attribute, type) and issubclass(attribute, socketserver.BaseServer):
+        if chosen is not None:
+            raise ConfigError(
+                f"server.handler: {handler} is a server class, and so is server.server_class: give one of them"
+            )
+        return _service_of(attribute, handler)
+    if not (isinstance(attribute, type) and issubclass(attribute, socketserver.BaseRequestHandler)):
+        raise ConfigError(
+            f"server.handler: {handler} is {_kind(attribute)}; want a subclass of socketserver.BaseRequestHandler,"
+            " or a socketserver server class with a RequestHandlerClass of its own"
+        )
+    return Service(attribute, chosen)
+
+
+def fitting(service: Service, address: Address) -> None:
+    """Refuse a handler on a kind of address that it cannot serve.
+
+    Raises:
+        ConfigError: names the handler and the address.
+    """
+    handler = service.handler
+    unfit = _DATAGRAM_ONLY if address.is_stream else _STREAM_ONLY
+    if isinstance(handler, type) and issubclass(handler, unfit):
+        raise ConfigError(
+            f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}"
+        )
+
+
+def stations(service: Service, listeners: Sequence[Listener]) -> list[Station]:
+    """A server object for each listener, ready to be served by lanes.
+
+    Raises:
+        ConfigError: the server class does not take its listener; ``details`` has the traceback.
+    """
+    for listener in listeners:
+        fitting(service, listener.address)
+    return [station(_server_for(service, listener), listener) for listener in listeners]
+
+
+def station(server: LaneServer, listener: Listener) -> Station:
+    """The place where lanes serve ``server``, whose socket is to be a ``SharedSocket`` over ``listener``."""
+    for name in passed_over(type(server)):
+        _log.info(
+            "%s: process_request of %s is passed over: the lane handles the request itself",
+            listener.url,
+            name,
+        )
+    is_unix = listener.is_stream and listener.address.scheme == "unix"
+    return Station(
+        server, listener.socket.fileno(), listener.is_stream, is_unix, listener.options.idle_timeout
+    )
+
+
+def _server_for(service: Service, listener: Listener) -> LaneServer:
+    stock = service.server_class or _stock_class(service.handler, listener)
+    cls = adapted(
+        type(
+            stock.__name__,
+            (stock,),
+            {"address_family": listener.address.family, "__module__": stock.__module__},
+        )
+    )
+    try:
+        return _built(cls, service.handler, listener)
+    except Exception as error:
+        raise ConfigError(
+            f"server class {stock.__name__} cannot be made for {listener.url}: {type(error).__name__}: {error}",
+            traceback.format_exc(),
+        ) from error
+
+
+def _built(cls: type[socketserver.BaseServer], handler: Any, listener: Listener) -> LaneServer:
+    """Call the class, give it the listener in place of the socket that its constructor made, run its own ``server_bind``."""
+    shared = SharedSocket.over(listener.socket)
+    address = listener.socket.getsockname()
+    server = cast(LaneServer, _call(cls, address, handler))
+    with contextlib.suppress(AttributeError):  # a BaseServer without a socket yet
+        server.socket.close()
+    server.socket = shared
+    server.server_bind()
+    server.server_activate()
+    return server
+
+
+def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> socketserver.BaseServer:
+    """``cls(address, handler, bind_and_activate=False)``, less what its signature lacks."""
+    make: Any = cls
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    )
+    places = sum(
+        99 if each.kind is positional[2] else 1 for each in parameters.values() if each.kind in positional
+    )
+    arguments = [address] if handler is None or places < 2 else [address, handler]
+    if takes_any or "bind_and_activate" in parameters:
+        return cast(socketserver.BaseServer, make(*arguments, bind_and_activate=False))
+    return cast(socketserver.BaseServer, make(*arguments))
+
+
+def _stock_class(handler: Any, listener: Listener) -> type[socketserver.BaseServer]:
+    if not listener.is_stream:
+        return socketserver.UDPServer
+    if isinstance(handler, type) and issubclass(handler, BaseHTTPRequestHandler):
+        return PlainHTTPServer
+    return socketserver.TCPServer
+
+
+def _service_of(server_class: type[socketserver.BaseServer], spec: str) -> Service:
+    handler = getattr(server_class, "RequestHandlerClass", None)
+    if handler is None:
+        raise ConfigError(
+            f"server.handler: {spec} has no RequestHandlerClass; give the handler as server.handler"
+        )
+    return Service(handler, server_class)
+
+
+def _server_class(spec: str) -> type[socketserver.BaseServer]:
+    attribute = _import(spec, "server.server_class")
+    if not (isinstance(attribute, type) and issubclass(attribute, socketserver.BaseServer)):
+        raise ConfigError(
+            f"server.server_class: {spec} is {_kind(attribute)}; want a subclass of socketserver.BaseServer"
+        )
+    return attribute
+
+
+def _import(spec: str, key: str) -> Any:
+    module_name, colon, path = spec.partition(":")
+    if not (module_name and colon and path):
+        raise ConfigError(f'{key}: {spec!r} is not of the form "package.module:attribute"')
+    try:
+        found: Any = importlib.import_module(module_name)
+    except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit included
+        text = f"{key}: cannot import {module_name}: {type(error).__name__}: {error}"
+        raise ConfigError(text, traceback.format_exc()) from error
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise ConfigError(f"{key}: module {module_name} has no {path!r}") from None
+    return found
+
+
+def _kind(attribute: Any) -> str:
+    return (
+        f"the class {attribute.__name__}" if isinstance(attribute, type) else f"a {type(attribute).__name__}"
+    )

@@ -1,0 +1,188 @@
+"""A lane: one thread, one accept loop, one connection at a time, on socketserver's public hooks.
+
+Whatever a hook of the user's code raises, the lane lives on. It never decides who leaves when: that is ``crew.py``.
+"""
+
+import errno
+import logging
+import select
+import sys
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
+from poolserver.listener import set_idle_timeout
+from poolserver.scoreboard import Row
+
+_log = logging.getLogger("poolserver")
+
+PAUSE = 0.1
+"""Seconds without accepting when descriptors have run out (HAProxy's figure; nginx has 0.5)."""
+
+MAX_FRUITLESS = 16
+"""Wake-ups in a row that yield nothing before a pause. A few are normal under load, when a sibling was quicker; a
+listener in a state that only seems ready would spin for ever."""
+
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PEER_WENT_AWAY = frozenset(
+    # accept(2): on Linux errors of the new connection, to be treated like EAGAIN
+    {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET}
+    | {errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM, errno.EINTR, errno.EAGAIN}
+)
+
+
+@dataclass(eq=False)
+class Station:
+    """A server object and the descriptor that its lanes wait on. ``queued`` bounds what is taken from it while draining."""
+
+    server: LaneServer
+    fd: int
+    is_stream: bool
+    is_unix_stream: bool
+    idle_timeout: float
+    queued: int = 0
+
+
+class CrewOfLane(Protocol):
+    """What a lane asks of its crew."""
+
+    stations: dict[int, Station]
+    epoll: select.epoll
+    stop_fd: int
+    wait_timeout: float
+    is_leaving: bool
+    serves_queue: bool
+    is_short_of_descriptors: bool
+
+    def note_shortage(self, error: OSError) -> None: ...
+
+    def note_relief(self) -> None: ...
+
+    def mend(self, station: Station, error: OSError) -> None: ...
+
+
+class Lane:
+    """Runs in its thread. ``request`` and ``address`` are the connection it has, None while idle, for the crew to see."""
+
+    def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
+        self.number = number
+        self.request: Any = None
+        self.address: Any = None
+        self.is_cut = False
+        self._crew = crew
+        self._row = row
+        self._fruitless = 0
+        self._stop_poll = select.poll()
+        self._stop_poll.register(crew.stop_fd, select.POLLIN)
+
+    def serve_forever(self) -> None:
+        """Accept and handle until the crew is leaving, then what the accept queues still hold if that is asked."""
+        crew, row = self._crew, self._row
+        poll, timeout, stations = crew.epoll.poll, crew.wait_timeout, crew.stations
+        row.idle()
+        while not crew.is_leaving:
+            ready = poll(timeout, 1)
+            if ready:
+                station = stations.get(ready[0][0])
+                if station is not None:  # else the stop descriptor
+                    self.take(station)
+            else:
+                # A sibling that was killed between its wake-up and its accept took the wake-up with it.
+                for station in stations.values():
+                    self.take(station)
+        self._serve_queues()
+
+    def take(self, station: Station) -> bool:
+        """Accept one connection (or datagram) and handle it. False: there was none."""
+        server = station.server
+        try:
+            request, address = server.get_request()
+        except BlockingIOError:
+            return self._on_nothing()
+        except OSError as error:
+            return self._on_accept_error(station, error)
+        except BaseException:  # noqa: BLE001 - get_request is the user's to override
+            self._report("get_request failed")
+            return False
+        self._fruitless = 0
+        if self._crew.is_short_of_descriptors:
+            self._crew.note_relief()
+        if station.is_unix_stream:
+            address = address or unix_peer(request)
+            set_idle_timeout(request, station.idle_timeout)
+        self._handle(server, request, address)
+        return True
+
+    def _handle(self, server: LaneServer, request: Any, address: Any) -> None:
+        """One connection, from admission to the closed ticket, through the hooks in their documented order."""
+        row = self._row
+        row.begin(peer_name(address))
+        self.address = address
+        self.request = request
+        end = row.served
+        try:
+            if server.verify_request(request, address):
+                server.process_request(request, address)
+            else:
+                end = row.refused
+                server.shutdown_request(request)
+        except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included
+            end = row.failed
+            self._on_failure(server, request, address)
+        self.request = None
+        if self.is_cut:
+            end, self.is_cut = row.cut, False
+        end()
+
+    def _on_failure(self, server: LaneServer, request: Any, address: Any) -> None:
+        """As BaseServer does: ``handle_error`` for what is an Exception, then ``shutdown_request`` in any case."""
+        try:
+            if isinstance(sys.exception(), Exception):
+                server.handle_error(request, address)
+            else:
+                log_error(address)
+        except BaseException:  # noqa: BLE001 - handle_error may itself raise; CPython's tests do it
+            self._report("handle_error failed for %s", peer_name(address))
+        try:
+            server.shutdown_request(request)
+        except BaseException:  # noqa: BLE001 - likewise the user's to override
+            self._report("shutdown_request failed for %s", peer_name(address))
+
+    def _on_nothing(self) -> bool:
+        self._fruitless += 1
+        if self._fruitless > MAX_FRUITLESS and not self._crew.is_leaving:
+            self._pause()
+        return False
+
+    def _on_accept_error(self, station: Station, error: OSError) -> bool:
+        if error.errno in _OUT_OF_RESOURCES:
+            self._crew.note_shortage(error)
+            self._pause()
+        elif error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
+            self._crew.mend(station, error)
+            self._pause()
+        elif error.errno in _PEER_WENT_AWAY:
+            return self._on_nothing()
+        else:
+            # not from accept(2): a get_request of the user's that shakes hands (TLS) and failed
+            _log.info("get_request failed: %s", error)
+        return False
+
+    def _pause(self) -> None:
+        """Wait, but not for the listener; a stop ends it."""
+        self._stop_poll.poll(int(PAUSE * 1000))
+
+    def _serve_queues(self) -> None:
+        """What clients had queued when the stop was asked: up to as many as there were, or until none is left."""
+        crew = self._crew
+        for station in crew.stations.values():
+            for _ in range(station.queued):
+                if not crew.serves_queue or not self.take(station):
+                    break
+
+    def _report(self, text: str, *args: object) -> None:
+        """Log an exception that has no other place to go. A log that cannot be written is no reason to die."""
+        try:
+            _log.error(text, *args, exc_info=True)
+        except BaseException:  # noqa: BLE001 - raised by a handler of the user's logging configuration
+            pass  # by a handler of the user's logging configuration: there is nowhere left to say so

@@ -1,0 +1,385 @@
+"""Listeners: bind or adopt, set options, close, unlink only what we made.
+
+Runs in the master (or the one process of a library call). The socket that lanes and handlers see is a
+``SharedSocket`` over the same open file (see ``shared_socket.py``).
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import select
+import socket
+import socketserver
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from poolserver.address import Address, parse
+from poolserver.errors import SystemRefusedError
+from poolserver.holders import who_holds
+
+_log = logging.getLogger("poolserver")
+
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 10, 6
+"""Seconds until the first probe, between probes, and probes until the peer counts as gone: two minutes in all,
+where the kernel's default takes more than two hours."""
+
+UNIX_LOCK_TIMEOUT = 5.0
+"""Seconds to wait for another starter that is binding in the same directory; it needs milliseconds."""
+
+_DUAL_PORT_TRIES = 16
+"""``tcp://:0`` wants one free port in both families; the kernel picks it in the first and it may be taken in the second."""
+
+_TCP_INFO_UNACKED = 24
+"""Offset of ``tcpi_unacked`` in ``struct tcp_info``: for a listener, the length of its accept queue. Source: tcp(7), linux/tcp.h."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The section ``[socket]`` and the idle time-out, as narrow values. Times in seconds, sizes in bytes; 0 = leave it."""
+
+    backlog: int = 1024
+    reuse_address: bool = True
+    nodelay: bool = True
+    keepalive: bool = True
+    user_timeout: float = 60.0
+    ipv6_only: bool = True
+    defer_accept: float = 0.0
+    receive_buffer: int = 0
+    unix_mode: int = 0o660
+    idle_timeout: float = 60.0
+
+
+@dataclass
+class Listener:
+    """A bound socket. Owns it, and the file of a Unix socket that it made, until ``close``."""
+
+    address: Address
+    socket: socket.socket
+    options: Options
+    is_adopted: bool = False
+    _made_by: int = 0
+    _inode: tuple[int, int] | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        return self.address.url
+
+    @property
+    def is_stream(self) -> bool:
+        return self.address.is_stream
+
+    def close_door(self) -> None:
+        """Take no new connections into the accept queue, so that serving what is in it comes to an end.
+
+        Not for an adopted socket: it is one object with whoever passed it, who may go on using it.
+        Source: measured, 14–36 resets in six stops without it, 1–2 with it.
+        """
+        if self.is_stream and not self.is_adopted:
+            with contextlib.suppress(OSError):  # shut down by a handler: then nothing comes in anyway
+                self.socket.listen(0)
+
+    def close(self) -> None:
+        """Close it; remove the Unix socket's file if it is still the one that this process made."""
+        if self._inode is not None and self._made_by == os.getpid():
+            _unlink_if_ours(str(self.address.sockaddr), self._inode)
+            self._inode = None
+        self.socket.close()
+
+
+def bind_all(urls: Sequence[str], options: Options) -> list[Listener]:
+    """Bind every URL, or none: what was bound before a failure is closed again.
+
+    Raises:
+        ConfigError: a URL cannot be parsed.
+        SystemRefusedError: the system refused to bind; names the address, the reason, and who holds it.
+    """
+    addresses = [parse(url) for url in urls]
+    listeners: list[Listener] = []
+    try:
+        for group in addresses:
+            listeners += _bind_group(group, options)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def adopt(sock: socket.socket, options: Options) -> Listener:
+    """A listener over a socket that somebody else bound (``fd://``, a library's server object). ``close`` closes it."""
+    schemes = {
+        (socket.AF_UNIX, socket.SOCK_STREAM): "unix",
+        (socket.AF_UNIX, socket.SOCK_DGRAM): "unixgram",
+        (socket.AF_INET, socket.SOCK_STREAM): "tcp",
+        (socket.AF_INET6, socket.SOCK_STREAM): "tcp",
+    }
+    scheme = schemes.get((sock.family, sock.type), "udp")
+    name = sock.getsockname()
+    sockaddr = os.fsdecode(name) if sock.family == socket.AF_UNIX else name[:2]
+    sock.setblocking(False)
+    return Listener(
+        Address(scheme, socket.AddressFamily(sock.family), sockaddr), sock, options, is_adopted=True
+    )
+
+
+def queue_length(sock: socket.socket) -> int:
+    """How many connections wait to be accepted; for sockets that do not tell, the most there can be.
+
+    Source: tcp(7) TCP_INFO; unix(7) has nothing like it.
+    """
+    if sock.family == socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        return _untold_queue()
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_UNACKED + 4)
+    except OSError:
+        return _untold_queue()
+    return int(struct.unpack_from("=I", info, _TCP_INFO_UNACKED)[0])
+
+
+def revive(sock: socket.socket, backlog: int) -> bool:
+    """After EINVAL from accept(2), which means that somebody shut the listener down: listen again, if it can be done.
+
+    TCP can; a Unix socket that was shut down stays so. Source: inet_shutdown and unix_shutdown in Linux.
+    """
+    try:
+        socket.socket.listen(sock, backlog)
+    except OSError:
+        return False
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return not any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0))
+
+
+def _untold_queue() -> int:
+    return 4096  # somaxconn's default bounds any queue
+
+
+# -- binding
+
+
+def _bind_group(group: list[Address], options: Options) -> list[Listener]:
+    """Bind the addresses of one URL, with one port for all of them when the URL left it to the kernel."""
+    if len(group) == 1 or group[0].sockaddr[1] != 0:
+        return _bind_each(group, options)
+    for attempt in range(_DUAL_PORT_TRIES):
+        first = _bind(group[0], options)
+        port = first.socket.getsockname()[1]
+        others = [Address(each.scheme, each.family, (str(each.sockaddr[0]), port)) for each in group[1:]]
+        try:
+            return [first, *_bind_each(others, options)]
+        except SystemRefusedError:
+            first.close()
+            if attempt == _DUAL_PORT_TRIES - 1:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def _bind_each(group: list[Address], options: Options) -> list[Listener]:
+    bound: list[Listener] = []
+    for address in group:
+        try:
+            bound.append(_bind(address, options))
+        except _NoSuchFamilyError as error:
+            if len(group) == 1:
+                raise
+            _log.warning("%s", error)  # a machine without IPv6 still serves 0.0.0.0
+        except BaseException:
+            for listener in bound:
+                listener.close()
+            raise
+    return bound
+
+
+class _NoSuchFamilyError(SystemRefusedError):
+    """The machine does not speak this address family."""
+
+
+def _bind(address: Address, options: Options) -> Listener:
+    if address.fd >= 0:
+        return _adopt_fd(address.fd, options)
+    try:
+        if address.family == socket.AF_UNIX and not str(address.sockaddr).startswith("\0"):
+            return _bind_path(address, options)
+        return Listener(*_bound(address, options), options)
+    except OSError as error:
+        text = f"cannot bind {address.url}: {error.strerror or error}"
+        if error.errno == errno.EADDRINUSE:
+            text += who_holds(address.scheme, address.sockaddr)
+        if error.errno == errno.EAFNOSUPPORT:
+            raise _NoSuchFamilyError(text) from error
+        raise SystemRefusedError(text) from error
+
+
+def _bound(address: Address, options: Options) -> tuple[Address, socket.socket]:
+    """The recipe of socketserver's documentation: made unbound, options set, bound, activated."""
+    base = socketserver.TCPServer if address.is_stream else socketserver.UDPServer
+    recipe = type("Binder", (base,), {"address_family": address.family})
+    server = recipe(address.sockaddr, socketserver.BaseRequestHandler, bind_and_activate=False)
+    try:
+        server.socket.setblocking(False)
+        # Never on UDP: any other user could bind the same port and get the packets.
+        server.allow_reuse_address = options.reuse_address and address.scheme == "tcp"
+        server.request_queue_size = options.backlog
+        _set_options(server.socket, address, options)
+        if address.family == socket.AF_UNIX:
+            os.fchmod(
+                server.socket.fileno(), options.unix_mode
+            )  # before bind: the file is never wider than this
+        server.server_bind()
+        server.server_activate()
+    except BaseException:
+        server.server_close()
+        raise
+    name = server.socket.getsockname()
+    sockaddr = address.sockaddr if address.family == socket.AF_UNIX else (str(name[0]), int(name[1]))
+    return Address(address.scheme, address.family, sockaddr), server.socket
+
+
+def _set_options(sock: socket.socket, address: Address, options: Options) -> None:
+    """What accepted sockets inherit is set once, on the listener: it costs no system call for a connection."""
+    if address.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, options.ipv6_only)
+    if options.receive_buffer:
+        _set_receive_buffer(sock, options.receive_buffer)
+    set_inherited_options(sock, address, options)
+
+
+def set_inherited_options(sock: socket.socket, address: Address, options: Options) -> None:
+    """What accepted TCP sockets take over from their listener.
+
+    Keep-alive covers a peer that vanishes while we receive, the user time-out one that vanishes while we send."""
+    if address.scheme != "tcp":
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.nodelay)
+    if options.keepalive:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    if options.user_timeout:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
+    if options.defer_accept:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, max(1, int(options.defer_accept)))
+    set_idle_timeout(sock, options.idle_timeout)
+
+
+def set_idle_timeout(sock: socket.socket, seconds: float) -> None:
+    """Bound each blocking receive and send. Accepted TCP sockets inherit it; accepted Unix sockets do not.
+
+    Source: socket(7) SO_RCVTIMEO, SO_SNDTIMEO.
+    """
+    if seconds:
+        value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def _set_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Beyond ``net.core.rmem_max`` where privileges allow, else as far as the kernel goes. Source: socket(7)."""
+    so_rcvbufforce = 33  # asm-generic/socket.h; the socket module does not name it
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    granted = (
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    )  # the kernel doubles it for its own needs
+    if granted < size:
+        _log.warning("socket.receive_buffer: %d bytes granted of %d; raise net.core.rmem_max", granted, size)
+
+
+def _adopt_fd(fd: int, options: Options) -> Listener:
+    try:
+        sock = socket.socket(fileno=os.dup(fd))
+    except OSError as error:
+        raise SystemRefusedError(f"cannot adopt fd://{fd}: {error.strerror}") from error
+    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.close()
+        raise SystemRefusedError(f"cannot adopt fd://{fd}: it is not listening")
+    return adopt(sock, options)
+
+
+# -- Unix sockets that have a file
+
+
+def _bind_path(address: Address, options: Options) -> Listener:
+    """Replace a stale file, never a live one. The directory's lock keeps two starters from judging at once."""
+    path = str(address.sockaddr)
+    with _directory_lock(Path(path).parent):
+        _clear_stale(path, address)
+        bound, sock = _bound(address, options)
+        Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
+        found = os.stat(path)
+    return Listener(bound, sock, options, _made_by=os.getpid(), _inode=(found.st_dev, found.st_ino))
+
+
+@contextlib.contextmanager
+def _directory_lock(directory: Path) -> Iterator[None]:
+    """Hold flock(2) on the directory itself: needs no right to write and leaves no file behind."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        waiter = select.poll()
+        for _ in range(int(UNIX_LOCK_TIMEOUT / 0.01)):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiter.poll(10)  # flock has no time-out of its own
+        else:
+            raise SystemRefusedError(
+                f"another process has kept {directory} locked for {UNIX_LOCK_TIMEOUT:g} s"
+            )
+        yield
+    finally:
+        os.close(fd)
+
+
+def _clear_stale(path: str, address: Address) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "the path exists and is not a socket; move it away")
+    if _is_alive(path, address):
+        raise OSError(errno.EADDRINUSE, "a live server owns this socket")
+    Path(path).unlink()
+
+
+def _is_alive(path: str, address: Address) -> bool:
+    """Only ECONNREFUSED says that nobody listens. Source: unix(7)."""
+    for kind in (
+        (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+        if address.is_stream
+        else (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+    ):
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                return False
+            except OSError as error:
+                if error.errno == errno.EPROTOTYPE:  # alive, of the other kind
+                    continue
+                if error.errno == errno.ENOENT:
+                    return False
+        return True
+    return True
+
+
+def _unlink_if_ours(path: str, inode: tuple[int, int]) -> None:
+    """A newer daemon may have put its own socket at this path: that one stays."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+        if (found.st_dev, found.st_ino) == inode:
+            Path(path).unlink()
+    except FileNotFoundError:
+        pass  # somebody removed it before us
+    except OSError as error:
+        _log.warning("cannot remove %s: %s", path, error.strerror)

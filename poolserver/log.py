@@ -1,0 +1,141 @@
+"""Who is speaking: the prefix of every log line and the process title. Where lines go, and reopening the file.
+
+The library only uses the logger ``poolserver``; a daemon calls ``configure`` once. Everything goes out by one write(2)
+a line, so that lines of several processes in one file are never torn, and a failing write stops nobody.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import sys
+import time
+
+import setproctitle
+
+from poolserver.errors import ConfigError
+
+LOGGER = "poolserver"
+
+_LOWEST_OWN_FD = 10
+"""A handler that closes descriptors 0–9 must not make the next client's connection our log."""
+
+_UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_UNSAFE_OR_NEWLINE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+_speaker = "poolserver"
+_handler: "LineHandler | None" = None
+
+
+class LineHandler(logging.Handler):
+    """Writes to a descriptor of its own. Lines that cannot be written are counted, and the count is said when one can be."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self._lost = 0
+        self._fd = self._open()
+
+    def reopen(self) -> None:
+        """Write to the file that has the path now (after a rotation). A failure keeps the old one."""
+        try:
+            fresh = self._open()
+        except OSError as error:
+            logging.getLogger(LOGGER).error(
+                "cannot reopen log.file %s: %s; going on with the old one", self._path, error.strerror
+            )
+            return
+        old, self._fd = self._fd, fresh
+        os.close(old)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+            if self._lost:
+                line += f" ({self._lost} earlier lines lost)"
+            os.write(self._fd, f"{line}\n".encode("utf-8", "backslashreplace"))
+            self._lost = 0
+        except Exception:  # noqa: BLE001 - disk full, pipe broken, a record that cannot be formatted: counted above
+            self._lost += 1
+
+    def _open(self) -> int:
+        if not self._path:
+            return _own_copy(2)
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        try:
+            return _own_copy(fd)
+        finally:
+            os.close(fd)
+
+
+class _Formatter(logging.Formatter):
+    """``2026-11-21T09:00:00.123+0000 INFO worker 3 [4711]: text``, with a client's control characters made harmless."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created))
+        zone = time.strftime("%z", time.localtime(record.created))
+        text = _UNSAFE_OR_NEWLINE.sub(_escape, record.getMessage())
+        line = f"{stamp}.{int(record.msecs):03d}{zone} {record.levelname} {_speaker} [{os.getpid()}]: {text}"
+        details = getattr(record, "details", "")
+        if record.exc_info:
+            details = self.formatException(record.exc_info)
+        return f"{line}\n{_UNSAFE.sub(_escape, details)}" if details else line
+
+
+def configure(level: str, path: str) -> None:
+    """Send the log of this daemon to ``path``, or to standard error if it is empty.
+
+    Raises:
+        ConfigError: the file cannot be opened.
+    """
+    global _handler
+    try:
+        handler = LineHandler(path)
+    except OSError as error:
+        raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger()  # the handlers' own loggers too: a service has one log
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    logging.raiseExceptions = False  # a log that fails must not print about it
+    _handler = handler
+
+
+def reopen() -> None:
+    """After a rotation. Nothing in a library call, where the log belongs to the caller."""
+    if _handler is not None:
+        _handler.reopen()
+
+
+def introduce(role: str, name: str) -> None:
+    """Say who speaks from now on in this process: in log lines and in the process title (``ps``, ``top``)."""
+    global _speaker
+    _speaker = role
+    setproctitle.setproctitle(f"poolserver: {role} [{name}]")
+
+
+def announce(line: str) -> None:
+    """One line on standard error, whatever the log's settings: scripts wait for it. Standard error may be gone."""
+    try:
+        os.write(2, f"poolserver: {line}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        logging.getLogger(LOGGER).info("%s", line)
+
+
+def keep_standard_descriptors() -> None:
+    """Where 0, 1 or 2 is closed, the next socket would become somebody's standard error: put /dev/null there."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115, PTH123 - lives as long as the process
+
+
+def _own_copy(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_OWN_FD)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match.group().encode("unicode_escape").decode("ascii")

@@ -1,0 +1,223 @@
+"""The master: one loop that waits, turns what happened into events for the pure pool, and carries out its actions.
+
+Single-threaded for ever in a daemon. It never touches a client's connection and never blocks on anything but its own
+poll. In a process that forks nothing (``-w 0``, thread servers) the same loop runs beside a ``Resident`` crew.
+"""
+
+import logging
+import os
+import select
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from poolserver import log, process
+from poolserver.commands import Command
+from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
+from poolserver.events import (
+    Action,
+    Announce,
+    CloseDoor,
+    Ending,
+    Event,
+    Finish,
+    ForkFailed,
+    ListenerLost,
+    ReopenLogs,
+    Say,
+    Send,
+    Start,
+    WorkerExited,
+    WorkerReady,
+)
+from poolserver.listener import Listener
+from poolserver.pool import Pool
+from poolserver.process import Report
+from poolserver.scoreboard import Berth, Scoreboard
+from poolserver.signals import Inbox, wait_readable
+from poolserver.worker import LISTENER_LOST_STATUS
+
+_log = logging.getLogger("poolserver")
+
+UNTOLD_EXIT_INTERVAL = 0.1
+"""Seconds between looks at workers whose death no descriptor tells (no pidfd)."""
+
+
+class WorkerHandle(Protocol):
+    """The master's side of a worker: a ``Process``, or a ``Resident`` in this one."""
+
+    pid: int
+    reason: str
+    status: int | None
+
+    @property
+    def has_exit_descriptor(self) -> bool: ...
+    @property
+    def how(self) -> str: ...
+    def descriptors(self) -> list[int]: ...
+    def reports(self) -> list[Report]: ...
+    def has_exited(self) -> bool: ...
+    def note_reaped(self, status: int) -> None: ...
+    def send(self, signum: int) -> None: ...
+    def close(self) -> None: ...
+    def end(self) -> None: ...
+
+
+Spawn = Callable[[Start, Berth, Sequence[WorkerHandle]], WorkerHandle]
+"""Start a worker in a berth; a forked child must close its copies of the siblings' descriptors. May raise SystemRefusedError."""
+
+
+class Master:
+    """Owns the workers' handles and berths until ``run`` returns. Listeners, inbox and scoreboard are its caller's."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        spawn: Spawn,
+        inbox: Inbox[Command],
+        board: Scoreboard,
+        listeners: Sequence[Listener],
+        *,
+        threads: int,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._pool = pool
+        self._spawn = spawn
+        self._inbox = inbox
+        self._board = board
+        self._listeners = listeners
+        self._threads = threads
+        self._on_ready = on_ready
+        self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
+        self._finish: Finish | None = None
+
+    def run(self) -> None:
+        """Supervise until the pool has ended.
+
+        Raises:
+            ConfigError: no worker could start at the first boot; names the cause.
+            SystemRefusedError: the system refused every fork.
+            PoolserverError: a listener was lost.
+        """
+        try:
+            self._step(None)
+            while self._finish is None:
+                for event in self._events():
+                    self._step(event)
+                self._step(None)
+        finally:
+            self._abandon()
+        _raise_for(self._finish)
+
+    def _step(self, event: Event) -> None:
+        for action in self._pool.step(event, time.monotonic()):
+            follow_up = self._carry_out(action)
+            if follow_up is not None:
+                self._step(follow_up)
+
+    # -- what happened
+
+    def _events(self) -> Iterator[Event]:
+        """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of us."""
+        self._wait()
+        commands = self._inbox.take()
+        if Command.REAP in commands:
+            self._reap_strangers()
+        for serial, (worker, _) in list(self._workers.items()):
+            yield from self._told_by(serial, worker)
+        yield from commands
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._inbox.fileno(), select.POLLIN)
+        deadline = self._pool.deadline()
+        seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+        for worker, _ in self._workers.values():
+            for fd in worker.descriptors():
+                poller.register(fd, select.POLLIN)
+            if not worker.has_exit_descriptor:
+                seconds = UNTOLD_EXIT_INTERVAL if seconds is None else min(seconds, UNTOLD_EXIT_INTERVAL)
+        self._readable = set(wait_readable(poller, seconds))
+
+    def _told_by(self, serial: int, worker: WorkerHandle) -> Iterator[Event]:
+        if (
+            worker.has_exit_descriptor
+            and worker.status is None
+            and self._readable.isdisjoint(worker.descriptors())
+        ):
+            return
+        exited = worker.has_exited()  # asked first: what it wrote before is then all in the pipe
+        for report in worker.reports():
+            yield WorkerReady(serial) if report is Report.READY else Command.STOP
+        if exited:
+            worker.reports()  # a long reason may come in two pieces
+            yield self._buried(serial, worker)
+
+    def _buried(self, serial: int, worker: WorkerHandle) -> Event:
+        _, berth = self._workers.pop(serial)
+        self._board.release(berth)
+        worker.close()
+        if worker.status is not None and os.waitstatus_to_exitcode(worker.status) == LISTENER_LOST_STATUS:
+            return ListenerLost(serial, worker.reason)
+        return WorkerExited(serial, f"(pid {worker.pid}) {worker.how}", worker.reason)
+
+    def _reap_strangers(self) -> None:
+        def known(pid: int, status: int) -> bool:
+            for worker, _ in self._workers.values():
+                if worker.pid == pid:
+                    worker.note_reaped(status)
+                    return True
+            return False
+
+        if strangers := process.reap_strangers(known):
+            _log.debug("buried %d orphans", strangers)
+
+    # -- what is to be done
+
+    def _carry_out(self, action: Action) -> Event:
+        match action:
+            case Start():
+                return self._start(action)
+            case Send(serial, order):
+                self._workers[serial][0].send(order.value)
+            case Announce():
+                self._on_ready()
+            case CloseDoor():
+                for listener in self._listeners:
+                    listener.close_door()
+            case ReopenLogs():
+                log.reopen()
+            case Say(level, text, details):
+                _log.log(logging.getLevelNamesMapping()[level], "%s", text, extra={"details": details})
+            case Finish():
+                self._finish = action
+        return None
+
+    def _start(self, action: Start) -> Event:
+        try:
+            berth = self._board.allot(self._threads)
+        except SystemRefusedError as error:
+            return ForkFailed(action.serial, str(error))
+        try:
+            siblings = [worker for worker, _ in self._workers.values()]
+            self._workers[action.serial] = (self._spawn(action, berth, siblings), berth)
+        except SystemRefusedError as error:
+            self._board.release(berth)
+            return ForkFailed(action.serial, str(error))
+        return None
+
+    def _abandon(self) -> None:
+        """Only after a defect of ours is anyone left here: nobody must stay behind without a master."""
+        for worker, _ in self._workers.values():
+            worker.end()
+
+
+def _raise_for(finish: Finish | None) -> None:
+    if finish is None or finish.ending is Ending.ASKED:
+        return
+    text, _, details = finish.reason.partition("\n")
+    if finish.ending is Ending.NO_WORKER_STARTED:
+        raise ConfigError(f"no worker could start: {text}", details)
+    if finish.ending is Ending.NO_FORK:
+        raise SystemRefusedError(f"no worker could be forked: {text}")
+    raise PoolserverError(text)

@@ -1,0 +1,223 @@
+"""From a configuration to a running service: what ``poolserver run`` and ``serve()`` do.
+
+Puts listeners, scoreboard, pool and master together, and says how a worker is started.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from signal import SIGCHLD
+from typing import Literal
+
+from poolserver import config, handlers, log, process, signals
+from poolserver.commands import MASTER_SIGNALS, Command
+from poolserver.config import Loaded
+from poolserver.crew import Crew
+from poolserver.errors import ConfigError, UsageError
+from poolserver.events import Start
+from poolserver.lane import Station
+from poolserver.listener import Listener, Options, bind_all
+from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.pool import Policy, Pool
+from poolserver.resident import Resident
+from poolserver.scoreboard import Berth, Scoreboard
+from poolserver.sections import Config
+from poolserver.worker import Seat, Worker
+
+_log = logging.getLogger("poolserver")
+
+
+def serve(
+    handler: str | type,
+    bind: str | Sequence[str] = "tcp://127.0.0.1:20000",
+    workers: int | Literal["auto"] = "auto",
+    threads: int = 8,
+    **sections: dict[str, object],
+) -> None:
+    """Serve ``handler`` as ``poolserver run`` does, until a signal ends it. Call it from the main thread.
+
+    Args:
+        handler: ``"package.module:attribute"``, or the class itself.
+        bind: One bind URL or several.
+        workers: Worker processes; ``"auto"`` = the cores available, 0 = everything in this process.
+        threads: Lanes in each worker.
+        sections: The configuration's other sections, as ``timeouts={"graceful": 5}``.
+
+    Raises:
+        ConfigError: the configuration or the handler cannot be used.
+        SystemRefusedError: an address cannot be bound, or no worker forked.
+    """
+    given = {name: dict(keys) for name, keys in sections.items()}
+    spec = handler if isinstance(handler, str) else f"{handler.__module__}:{handler.__qualname__}"
+    urls = [bind] if isinstance(bind, str) else list(bind)
+    given["server"] = {"handler": spec, "bind": urls} | given.get("server", {})
+    given["pool"] = {"workers": workers, "threads": threads} | given.get("pool", {})
+    run(config.from_sections(given), None if isinstance(handler, str) else handler)
+
+
+def run(loaded: Loaded, handler: type | None = None) -> None:
+    """Serve until told to stop. ``handler``: the class, where the caller has it already.
+
+    Raises:
+        ConfigError: the configuration or the handler cannot be used.
+        SystemRefusedError: an address cannot be bound, or no worker forked.
+        PoolserverError: it failed while running.
+    """
+    settings = loaded.config
+    if not (settings.server.handler or settings.server.server_class):
+        raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
+    log.keep_standard_descriptors()
+    _change_directory(settings.server.chdir)
+    log.configure(settings.log.level, settings.log.file)
+    log.introduce("master", settings.server.service_name)
+    inbox: signals.Inbox[Command] = signals.Inbox.open()
+    meanings = MASTER_SIGNALS | ({SIGCHLD: Command.REAP} if os.getpid() == 1 else {})
+    with contextlib.closing(inbox), signals.taken(inbox, meanings), listening(settings) as listeners:
+        _supervise(settings, handler, inbox, listeners)
+
+
+def listener_options(settings: Config) -> Options:
+    """The narrow values that a listener needs."""
+    section = settings.socket
+    return Options(
+        backlog=section.backlog,
+        reuse_address=section.reuse_address,
+        nodelay=section.nodelay,
+        keepalive=section.keepalive,
+        user_timeout=section.user_timeout,
+        ipv6_only=section.ipv6_only,
+        defer_accept=section.defer_accept,
+        receive_buffer=section.receive_buffer,
+        unix_mode=section.unix_mode,
+        idle_timeout=settings.timeouts.idle,
+    )
+
+
+@contextlib.contextmanager
+def listening(settings: Config) -> Iterator[list[Listener]]:
+    """The listeners, bound; closed at the end, and the files of Unix sockets removed."""
+    listeners = bind_all(settings.server.bind, listener_options(settings))
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+@contextlib.contextmanager
+def forking_spawn(
+    name: str,
+    listeners: Sequence[Listener],
+    make_stations: Callable[[], list[Station]],
+    board: Scoreboard,
+    *,
+    graceful_timeout: float,
+    service_interval: float = 0.5,
+) -> Iterator[Spawn]:
+    """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
+    or it would never report the master's death."""
+    lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
+
+    def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
+        def body(report_fd: int) -> int:
+            os.close(lifeline_write)
+            for sibling in siblings:
+                sibling.close()
+            worker = Worker(
+                Seat(start.slot, name, lifeline_read, report_fd),
+                listeners,
+                make_stations,
+                board.rows(berth),
+                graceful_timeout=graceful_timeout,
+                service_interval=service_interval,
+            )
+            return worker.run()
+
+        return process.fork(body)
+
+    try:
+        yield spawn
+    finally:
+        os.close(lifeline_read)
+        os.close(lifeline_write)
+
+
+def resident_spawn(
+    listeners: Sequence[Listener],
+    make_stations: Callable[[], list[Station]],
+    board: Scoreboard,
+    *,
+    graceful_timeout: float,
+    service_interval: float = 0.5,
+) -> Spawn:
+    """The one worker that is this process."""
+
+    def spawn(_start: Start, berth: Berth, _siblings: Sequence[WorkerHandle]) -> WorkerHandle:
+        resident = Resident(graceful_timeout)
+        crew = Crew(
+            make_stations(),
+            board.rows(berth),
+            backlog=listeners[0].options.backlog,
+            on_stop_asked=resident.ask_stop,
+            service_interval=service_interval,
+        )
+        resident.start(crew)
+        return resident
+
+    return spawn
+
+
+def _supervise(
+    settings: Config, handler: type | None, inbox: signals.Inbox[Command], listeners: list[Listener]
+) -> None:
+    def make_stations() -> list[Station]:
+        return handlers.stations(_load(settings, handler), listeners)
+
+    board = Scoreboard.create()
+    timeouts, workers = settings.timeouts, settings.pool.worker_count
+    spawning: contextlib.AbstractContextManager[Spawn]
+    if workers == 0:
+        spawning = contextlib.nullcontext(
+            resident_spawn(listeners, make_stations, board, graceful_timeout=timeouts.graceful)
+        )
+    else:
+        name = settings.server.service_name
+        spawning = forking_spawn(name, listeners, make_stations, board, graceful_timeout=timeouts.graceful)
+    policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
+    with process.frozen_heap(), spawning as spawn:
+        master = Master(
+            Pool(policy),
+            spawn,
+            inbox,
+            board,
+            listeners,
+            threads=settings.pool.threads,
+            on_ready=lambda: log.announce(_ready_line(listeners, policy.workers, settings.pool.threads)),
+        )
+        master.run()
+    totals = board.all_totals()
+    _log.info("stopped: %s", ", ".join(f"{count} {name}" for name, count in totals.items()))
+
+
+def _load(settings: Config, handler: type | None) -> handlers.Service:
+    section = settings.server
+    if handler is None:
+        return handlers.load(
+            section.handler, section.server_class, [Path(path) for path in section.pythonpath]
+        )
+    return handlers.service_of(handler, section.handler, section.server_class)
+
+
+def _ready_line(listeners: Sequence[Listener], workers: int, threads: int) -> str:
+    urls = ", ".join(listener.url for listener in listeners)
+    return f"ready on {urls} (pid {os.getpid()}, {workers} workers x {threads} lanes)"
+
+
+def _change_directory(path: str) -> None:
+    if path:
+        try:
+            os.chdir(path)
+        except OSError as error:
+            raise ConfigError(f"server.chdir: cannot enter {path}: {error.strerror}") from error

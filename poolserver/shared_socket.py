@@ -1,0 +1,57 @@
+"""A listener as lanes, server objects and handlers see it: what would break it for every other process does nothing."""
+
+import logging
+import os
+import socket
+
+_log = logging.getLogger("poolserver")
+
+
+class SharedSocket(socket.socket):
+    """A listener as lanes, server objects and handlers see it.
+
+    It is bound and listening already, and its open file belongs to every worker, so ``bind``, ``listen``,
+    ``shutdown``, ``close`` and blocking mode are not theirs to change: a ``server_bind()`` of a user's class may run
+    against it (HTTPServer's sets ``server_name``), and a handler that closes it takes nothing down.
+    """
+
+    @classmethod
+    def over(cls, listener: socket.socket) -> "SharedSocket":
+        """A second descriptor of the same open file. ``release`` closes it."""
+        return cls(listener.family, listener.type, listener.proto, fileno=os.dup(listener.fileno()))
+
+    def bind(self, address: object, /) -> None:
+        """Nothing: it is bound."""
+
+    def listen(self, backlog: int = 0, /) -> None:
+        """Nothing: it listens, with the configured backlog."""
+
+    def setsockopt(self, *args: object) -> None:  # type: ignore[override]
+        """As ever, but for address and port reuse: too late for a bound socket, and a hole on UDP."""
+        if args[:2] not in (
+            (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+            (socket.SOL_SOCKET, socket.SO_REUSEPORT),
+        ):
+            super().setsockopt(*args)  # type: ignore[arg-type]
+
+    def setblocking(self, flag: bool, /) -> None:
+        """Nothing: it stays non-blocking, in every process at once."""
+
+    def settimeout(self, value: float | None, /) -> None:
+        """Nothing, for the same reason."""
+
+    def shutdown(self, how: int, /) -> None:
+        _log.error("a handler tried to shut down a listener: refused, since every worker shares it")
+
+    def close(self) -> None:
+        _log.error("a handler tried to close a listener: refused; server.shutdown() stops the service")
+
+    def sendto(self, data: bytes, *args: object) -> int:  # type: ignore[override]
+        """As ever; without an address (an unnamed Unix peer) there is nobody to answer."""
+        if not args[-1]:
+            return len(data)
+        return super().sendto(data, *args)  # type: ignore[arg-type]
+
+    def release(self) -> None:
+        """Close this descriptor: for its owner."""
+        super().close()

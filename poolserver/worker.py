@@ -1,0 +1,141 @@
+"""The child's side of a worker: reset signals, set the title, make the server objects, run the crew, leave.
+
+Runs in the forked process, from ``Worker.run`` to ``os._exit`` in ``process.py``.
+"""
+
+import ctypes
+import logging
+import os
+import select
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from poolserver import log, process, signals
+from poolserver.commands import WORKER_SIGNALS, Order
+from poolserver.crew import Crew
+from poolserver.errors import ConfigError
+from poolserver.lane import Station
+from poolserver.listener import Listener
+from poolserver.scoreboard import Row
+
+_log = logging.getLogger("poolserver")
+
+LISTENER_LOST_STATUS = 74
+"""Exit status of a worker that found a listener beyond repair (sysexits EX_IOERR): the master must act, not respawn."""
+
+ORPHAN_TIMEOUT = 4.0
+"""Seconds that open connections have at most when the master is dead; with the grace for cutting it stays under 5."""
+
+_PR_SET_PDEATHSIG = 1
+
+# Loaded before the fork, since a child that hangs in the loader's lock would never be ready.
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a worker sits: all that differs from one worker to the next."""
+
+    slot: int
+    name: str
+    lifeline_fd: int
+    """Read end of a pipe whose write end only the master has: EOF means that it is dead."""
+    report_fd: int
+
+
+class Worker:
+    """One forked worker. ``make_stations`` loads the handler and builds the server objects, and may raise."""
+
+    def __init__(
+        self,
+        seat: Seat,
+        listeners: Sequence[Listener],
+        make_stations: Callable[[], list[Station]],
+        rows: Sequence[Row],
+        *,
+        graceful_timeout: float,
+        service_interval: float = 0.5,
+    ) -> None:
+        self._seat = seat
+        self._listeners = listeners
+        self._make_stations = make_stations
+        self._rows = rows
+        self._graceful_timeout = graceful_timeout
+        self._service_interval = service_interval
+
+    def run(self) -> int:
+        """Serve until told to leave. Returns the exit status."""
+        signals.reset_in_child()
+        log.introduce(f"worker {self._seat.slot}", self._seat.name)
+        signals.unblock_all()  # until the crew stands, TERM and INT simply end us
+        self._follow_the_master()
+        try:
+            stations = self._make_stations()
+        except BaseException as error:  # noqa: BLE001 - the user's module; SystemExit at import too
+            self._report_failure(error)
+            return ConfigError.exit_code
+        return self._serve(stations)
+
+    def _serve(self, stations: list[Station]) -> int:
+        self._inbox: signals.Inbox[Order] = signals.Inbox.open()
+        self._crew = Crew(
+            stations,
+            self._rows,
+            backlog=self._listeners[0].options.backlog,
+            on_stop_asked=lambda: self._report(process.STOP_ASKED),
+            service_interval=self._service_interval,
+        )
+        with signals.taken(self._inbox, WORKER_SIGNALS):
+            self._crew.start()
+            self._report(process.READY)
+            self._crew.watch(
+                {self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned}
+            )
+        if self._crew.lost_listener:
+            self._report(process.FAILED + self._crew.lost_listener.encode())
+            return LISTENER_LOST_STATUS
+        return 0
+
+    def _on_orders(self) -> bool:
+        for order in self._inbox.take():
+            if order is Order.REOPEN:
+                log.reopen()
+            elif order is Order.STOP_NOW:
+                self._crew.cut()
+            else:
+                self._crew.retire(self._graceful_timeout, serve_queue=order is Order.DRAIN)
+        return True
+
+    def _on_orphaned(self) -> bool:
+        """The master is dead. Leave the address to a new one at once; ``os._exit`` ends what is hung."""
+        _log.error("the master is gone: leaving")
+        self._crew.retire(min(self._graceful_timeout, ORPHAN_TIMEOUT), serve_queue=False)
+        self._crew.release_streams()
+        for listener in self._listeners:
+            if listener.is_stream:
+                listener.socket.close()
+        return False  # EOF stays readable
+
+    def _follow_the_master(self) -> None:
+        """Have the kernel tell us when it dies, beside the lifeline; it may have died before we asked. Source: prctl(2)."""
+        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        poller = select.poll()
+        poller.register(self._seat.lifeline_fd, select.POLLIN)
+        if poller.poll(0):
+            os._exit(0)
+
+    def _report_failure(self, error: BaseException) -> None:
+        """Why it could not start, up the pipe, where the master says it once for all workers."""
+        if isinstance(error, ConfigError):
+            text = f"{error}\n{error.details}".strip()
+        else:
+            text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        self._report(process.FAILED + text.encode("utf-8", "replace")[: process.MAX_REASON_BYTES - 1])
+
+    def _report(self, octets: bytes) -> None:
+        try:
+            os.write(self._seat.report_fd, octets)
+        except OSError:
+            pass  # the master is gone, which the lifeline tells

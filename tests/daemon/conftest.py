@@ -1,0 +1,312 @@
+"""The daemon under test: a real process over the real command line, always ended, its log always at hand."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from typing import NamedTuple
+
+import pytest
+from clients import Address, wait_for
+
+HERE = Path(__file__).parent
+
+READY = re.compile(r"^poolserver: ready on (.+) \(pid (\d+), (\d+) workers x (\d+) lanes\)$", re.MULTILINE)
+
+READY_TIMEOUT = 20.0
+"""Seconds until the ready line: Python and its imports take about 0.3 s, and more beside other tests."""
+
+STOP_TIMEOUT = 20.0
+"""Seconds until a stopped daemon has ended; a test with open connections says how long its drain may take."""
+
+LEFTOVER_TIMEOUT = 10.0
+"""Seconds in which workers whose master is gone must leave by themselves."""
+
+
+class Process(NamedTuple):
+    """A line of ``ps``."""
+
+    pid: int
+    name: str
+    state: str
+    session: int
+
+    @classmethod
+    def all(cls) -> Iterator["Process"]:
+        """Every process that is alive. A zombie is not: an orphaned one waits for PID 1, perhaps in vain."""
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                # "PID (NAME) STATE PPID PGRP SESSION …", where NAME may hold anything, also parentheses
+                start, _, rest = path.read_text(errors="replace").rpartition(")")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended meanwhile
+            state, _, _, session = rest.split()[:4]
+            if state not in "ZX":
+                yield cls(int(path.parent.name), start.partition("(")[2], state, int(session))
+
+    def describe(self) -> str:
+        """The same with its title and what it waits for in the kernel, to tell why it is still there."""
+        folder = Path(f"/proc/{self.pid}")
+        try:
+            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            return f"{self} {title!r} in {(folder / 'wchan').read_text()}"
+        except OSError:
+            return f"{self}, gone meanwhile"
+
+
+class Daemon:
+    """One ``poolserver run``, in a session of its own, which its workers and successors share.
+
+    Standard error goes to a file, so that nobody need read it for the daemon to go on. ``pid``, ``urls`` and
+    ``addresses`` are those of the latest ready line: after an upgrade they are the new master's.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
+        self.command = command
+        self.log_path = folder / f"daemon-{number}.log"
+        self.out_path = folder / f"daemon-{number}.out"
+        self.control = Path(env.get("POOLSERVER_CONTROL__SOCKET", folder / "none"))
+        self.env = env
+        self.cwd = cwd
+        with self.log_path.open("ab") as log, self.out_path.open("ab") as out:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                env=env,
+                cwd=cwd,
+                start_new_session=True,
+            )
+        self.sessions = {self.process.pid}
+
+    # What it says
+
+    def log(self) -> str:
+        """Standard error so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def ready_lines(self) -> list[re.Match[str]]:
+        """The ready lines so far: one, and one more for each upgrade."""
+        return list(READY.finditer(self.log()))
+
+    def wait_ready(self, count: int = 1, timeout: float = READY_TIMEOUT) -> "Daemon":
+        """Wait for the ready line with that number, or fail with the log when the daemon ends before it."""
+        wait_for(
+            lambda: len(self.ready_lines()) >= count or (count == 1 and self.process.poll() is not None),
+            timeout,
+            f"ready line {count} of {self}",
+        )
+        if len(self.ready_lines()) < count:
+            pytest.fail(f"{self} ended with {self.process.returncode} before it was ready:\n{self.log()}")
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The master's pid, the new one's after an upgrade."""
+        lines = self.ready_lines()
+        return int(lines[-1][2]) if lines else self.process.pid
+
+    @property
+    def urls(self) -> list[str]:
+        """The listeners, with real ports."""
+        lines = self.ready_lines()
+        assert lines, f"{self} is not ready"
+        return lines[-1][1].split(", ")
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The same, as clients reach them."""
+        return [Address.parse(url) for url in self.urls]
+
+    @property
+    def port(self) -> int:
+        """The first listener's port."""
+        return self.port_of(0)
+
+    def port_of(self, index: int) -> int:
+        """The port of the listener with that index."""
+        where = self.addresses[index].where
+        assert isinstance(where, tuple), f"{where} has no port"
+        return where[1]
+
+    # What it is made of
+
+    def workers(self) -> list[int]:
+        """The pids of the master's children that are alive, without new masters.
+
+        Helper processes (an exporter) count as well.
+        """
+        try:
+            tasks = list(Path(f"/proc/{self.pid}/task").glob("*/children"))
+            children = {int(pid) for task in tasks for pid in task.read_text().split()}
+        except (FileNotFoundError, ProcessLookupError):
+            return []  # the master has just ended
+        masters = {int(line[2]) for line in self.ready_lines()}
+        return sorted(children & {process.pid for process in Process.all()} - masters)
+
+    def processes(self) -> list[Process]:
+        """Everything alive in the daemon's sessions: masters, workers, helpers, and what handlers started."""
+        return [process for process in Process.all() if process.session in self.sessions]
+
+    def adopt(self, pid: int) -> None:
+        """Let a process that left the session (``--daemon``) be ended like the others, with its session."""
+        self.sessions.add(os.getsid(pid))
+
+    # What it is told
+
+    def signal(self, sig: int) -> None:
+        """Send ``sig`` to the master."""
+        os.kill(self.pid, sig)
+
+    def stop(self, sig: int = SIGTERM, timeout: float = STOP_TIMEOUT) -> int | None:
+        """Send ``sig`` and wait for the end; the exit code.
+
+        None for a master that an upgrade started: whose child it is by now, only PID 1 knows.
+        """
+        pid = self.pid
+        os.kill(pid, sig)
+        if pid == self.process.pid:
+            return self.wait(timeout)
+        wait_for(lambda: all(process.pid != pid for process in self.processes()), timeout, f"the end of {self}")
+        return None
+
+    def wait(self, timeout: float = STOP_TIMEOUT) -> int:
+        """Wait for the end of the process that was started, and return its exit code: -9 after SIGKILL.
+
+        One that ends with 0 has waited for its workers: none may be alive then, unless another master is.
+        """
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self} has not ended within {timeout} s: {self.processes()}") from None
+        if code == 0 and self.pid == self.process.pid:
+            assert not self.processes(), f"{self} has ended before its workers"
+        return code
+
+    def cli(self, *words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run ``poolserver WORDS --control PATH`` beside it: ``daemon.cli("reload").returncode``."""
+        command = [sys.executable, "-m", "poolserver", *words, "--control", str(self.control)]
+        return subprocess.run(
+            command, env=self.env, cwd=self.cwd, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def status(self) -> dict:
+        """``poolserver status --json``."""
+        answer = self.cli("status", "--json")
+        assert answer.returncode == 0, answer
+        return json.loads(answer.stdout)
+
+    # How it ends
+
+    def __repr__(self) -> str:
+        return f"daemon {self.process.pid} ({' '.join(self.command[3:])})"
+
+    def clean_up(self) -> list[Process]:
+        """End everything that is left; what should have been gone by itself and was not.
+
+        That is whatever outlives its master. It is given time: a killed master cannot wait for its workers.
+        """
+        leftovers = [] if self.is_running() else self.wait_gone(LEFTOVER_TIMEOUT)
+        for process in self.processes():
+            print(f"to be killed: {process.describe()}")
+        wait_for(self.kill_all, 10, f"the death of {self} by SIGKILL")
+        self.process.wait()
+        return leftovers
+
+    def is_running(self) -> bool:
+        """Whether the master is alive."""
+        return any(process.pid == self.pid for process in self.processes())
+
+    def wait_gone(self, timeout: float) -> list[Process]:
+        """Wait until no process is left; those that are when ``timeout`` seconds have passed."""
+        try:
+            wait_for(lambda: not self.processes(), timeout, "the end of all processes")
+        except AssertionError:
+            pass  # they are the answer
+        return self.processes()
+
+    def kill_all(self) -> bool:
+        """Send SIGKILL to all that is alive; whether nothing was. Repeat it for what was forked meanwhile."""
+        left = self.processes()
+        for process in left:
+            try:
+                os.kill(process.pid, SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended meanwhile
+        self.process.poll()
+        return not left
+
+    def print_log(self) -> None:
+        """Print what it wrote, for pytest to show with a test that failed."""
+        print(f"--- {self}, exit code {self.process.poll()}")
+        print(self.log(), end="")
+        if output := self.out_path.read_text(errors="replace"):
+            print(f"--- its standard output\n{output}", end="")
+
+
+def environment(changes: Mapping[str, str | None], control: Path) -> dict[str, str]:
+    """This process's environment, with ``changes`` and without what would configure a daemon."""
+    is_foreign = re.compile("POOLSERVER_|LISTEN_|NOTIFY_SOCKET|WATCHDOG_|RUNTIME_DIRECTORY").match
+    env: dict[str, str | None] = {name: value for name, value in os.environ.items() if not is_foreign(name)}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    # The usual place is one for each handler's name, and tests run beside each other.
+    env["POOLSERVER_CONTROL__SOCKET"] = str(control)
+    env.update(changes)
+    return {name: value for name, value in env.items() if value is not None}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons, and ends them with the test::
+
+        served = daemon("handlers:LineHandler", "--set", "limits.per_source=4", workers=2, threads=4)
+        assert ask(served, b"hello\\n") == b"hello\\n"
+        assert served.stop() == 0
+
+    A process that outlives its master fails the test. The logs are printed; pytest shows them if it fails.
+    """
+    started: list[Daemon] = []
+
+    def start(
+        handler: str | None,
+        *options: str,
+        bind: str | Sequence[str] = "tcp://127.0.0.1:0",
+        workers: int | None = 2,
+        threads: int | None = 4,
+        env: Mapping[str, str | None] | None = None,
+        cwd: Path | None = None,
+        ready: bool = True,
+    ) -> Daemon:
+        """Run ``poolserver run HANDLER -b BIND… -w WORKERS -t THREADS OPTIONS…`` and wait until it is ready.
+
+        Args:
+            handler: None leaves it to the configuration, as None does for ``workers`` and ``threads``.
+            bind: one URL or several, or none: ``()``.
+            env: variables to add; None takes one out. PYTHONPATH begins with this folder unless said here.
+            cwd: the working directory, else the test's ``tmp_path``.
+            ready: False returns at once, for one that is not to become ready: see ``wait()`` and ``log()``.
+        """
+        number = len(started) + 1
+        urls = [bind] if isinstance(bind, str) else bind
+        command = [sys.executable, "-m", "poolserver", "run"]
+        command += [handler] if handler is not None else []
+        command += [word for url in urls for word in ("-b", url)]
+        command += ["-w", str(workers)] if workers is not None else []
+        command += ["-t", str(threads)] if threads is not None else []
+        control = tmp_path / f"control-{number}"
+        started.append(Daemon([*command, *options], tmp_path, number, environment(env or {}, control), cwd or tmp_path))
+        return started[-1].wait_ready() if ready else started[-1]
+
+    try:
+        yield start
+    finally:
+        leftovers = [(one, one.clean_up()) for one in reversed(started)]
+        for one in started:
+            one.print_log()
+    for one, processes in leftovers:
+        assert not processes, f"{one} left processes behind: {processes}"
