@@ -109,9 +109,7 @@ def circumstances(options: argparse.Namespace, began: float) -> dict[str, object
 def print_report(rows: list[Row], facts: dict[str, object]) -> None:
     """The table and the circumstances it was made in."""
     print(*table(rows), sep="\n")
-    print(
-        "\nratio: of medians; for keep-alive of requests for one CPU-second; for the rest the figure itself"
-    )
+    print("\nratio: of medians; for keep-alive of requests for one CPU-second; for the rest the figure itself")
     print(", ".join(f"{name} {value}" for name, value in facts.items() if name != "at"))
 
 
@@ -145,9 +143,7 @@ def main() -> int:
 def verdict(rows: list[Row], options: argparse.Namespace) -> int:
     """Name every limit that was missed; the exit status."""
     if options.rounds < ENOUGH_ROUNDS:
-        print(
-            f"\nonly {options.rounds} rounds: ratios closer than about 8 % mean nothing under {ENOUGH_ROUNDS}"
-        )
+        print(f"\nonly {options.rounds} rounds: ratios closer than about 8 % mean nothing under {ENOUGH_ROUNDS}")
     missed = [row.title for row in rows if row.is_missed]
     print(*(f"limit missed: {title}" for title in missed), sep="\n")
     return EXIT_MISSED if missed and not options.report_only else 0

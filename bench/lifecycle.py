@@ -90,9 +90,7 @@ def respawn(scratch: Path, progress: Progress) -> Iterator[Row]:
         progress(f"respawn: {run + 1} of {RESPAWN_RUNS}")
         with Running(contestant, scratch) as server:
             gaps.append(gap_ms(server))
-    yield Row(
-        "respawn", "1 x 1", contestant.label, "ms", median(gaps), min(gaps), median(gaps), limit=RESPAWN
-    )
+    yield Row("respawn", "1 x 1", contestant.label, "ms", median(gaps), min(gaps), median(gaps), limit=RESPAWN)
 
 
 def gap_ms(server: Running) -> float:
@@ -114,9 +112,7 @@ def await_answer(server: Running) -> None:
     deadline = time.perf_counter() + ANSWER_TIMEOUT
     while not is_answered(server.port):
         if time.perf_counter() > deadline:
-            raise BenchError(
-                f"{server.label}: no answer within {ANSWER_TIMEOUT:g} s of SIGKILL\n{server.log()}"
-            )
+            raise BenchError(f"{server.label}: no answer within {ANSWER_TIMEOUT:g} s of SIGKILL\n{server.log()}")
         time.sleep(RETRY_INTERVAL)
 
 

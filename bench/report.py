@@ -69,12 +69,17 @@ def own_figures(section: str, shape: str, contestant: str, unit: str, samples: S
     return Row(section, shape, contestant, unit, median(samples), min(samples))
 
 
+def number(value: float) -> str:
+    """Three digits or so: nothing here is known better."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text."""
     against = row.against or ("(itself)" if row.limit else "")
     limit = str(row.limit) if row.limit else ""
     ratios = ["" if figure is None else f"{figure:.2f}" for figure in (row.figure, row.figure_of_minima)]
-    numbers = [f"{row.median:.1f}", f"{row.minimum:.1f}", row.unit]
+    numbers = [number(row.median), number(row.minimum), row.unit]
     return (row.section, row.shape, row.contestant, *numbers, against, *ratios, limit, row.verdict)
 
 
@@ -84,8 +89,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         padded = [
-            cell.ljust(width) if number in LEFT_ALIGNED else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if place in LEFT_ALIGNED else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         yield "  ".join(padded).rstrip()
 

@@ -78,9 +78,7 @@ def schedstat_ns(pid: int) -> int:
 def private_bytes(pid: int) -> int:
     """Memory no other process shares: what one more worker costs."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return 1024 * sum(
-        int(kib) for kib in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", rollup, re.MULTILINE)
-    )
+    return 1024 * sum(int(kib) for kib in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", rollup, re.MULTILINE))
 
 
 class Running:
@@ -94,7 +92,7 @@ class Running:
         self.port = 0
         self.pid = 0
         self.start_seconds = 0.0
-        self._command = [word.format(scratch=scratch) for word in contestant.command]
+        self._command = contestant.command
         self._exit_status = contestant.exit_status
         self._log = scratch / f"{contestant.label.replace(' ', '-')}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,9 +119,7 @@ class Running:
         """Stop it; a wrong exit status is an error of its own unless one is already on its way."""
         status = self._end()
         if kind is None and status != self._exit_status:
-            raise BenchError(
-                f"{self.label}: left with {status} after SIGTERM, not {self._exit_status}\n{self.log()}"
-            )
+            raise BenchError(f"{self.label}: left with {status} after SIGTERM, not {self._exit_status}\n{self.log()}")
 
     def log(self) -> str:
         """The end of what it wrote, for an error message."""
@@ -149,9 +145,7 @@ class Running:
     def _wait_until_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         while not (ready := READY.search(self._log.read_text(errors="replace"))):
             if process.poll() is not None:
-                raise BenchError(
-                    f"{self.label}: ended with {process.returncode} before it was ready\n{self.log()}"
-                )
+                raise BenchError(f"{self.label}: ended with {process.returncode} before it was ready\n{self.log()}")
             if time.perf_counter() > deadline:
                 raise BenchError(f"{self.label}: not ready within {READY_TIMEOUT:g} s\n{self.log()}")
             time.sleep(READY_INTERVAL)

@@ -9,7 +9,7 @@ from statistics import median
 
 from contestants import Contestant, bare, poolserver, threading_tcp
 from report import Limit, Row, own_figures
-from rounds import Load, alternate
+from rounds import Load, Samples, alternate
 from running import BenchError, Running, cpu_ns, group, schedstat_ns
 
 ONE_LINE = "bench.handlers:OneLine"
@@ -29,7 +29,6 @@ IDLE_SECONDS = 2.0
 CLOCK_TOLERANCE = 0.02
 
 Progress = Callable[[str], None]
-Samples = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def accept(scratch: Path, rounds: int, connections: int, in_flight: int, progres
     """CPU for one accepted connection with one line each way."""
     load = Load("connections", connections, in_flight)
     samples = measured(accept_contestants(), load, scratch, rounds, progress)
-    yield from (own_figures("accept", "", label, "us/conn", costs) for label, costs in samples.items())
+    yield from figures_of_each("accept", "us/conn", samples)
     yield from (compared("accept", comparison, samples) for comparison in ACCEPT)
 
 
@@ -81,13 +80,18 @@ def keep_alive(scratch: Path, rounds: int, connections: int, progress: Progress)
         load = Load(kind, connections, KEPT)
         samples = measured(kept_contestants(handler), load, scratch, rounds, progress)
         section = f"keep-alive {kind}"
-        yield from (own_figures(section, "", label, "us/req", costs) for label, costs in samples.items())
+        yield from figures_of_each(section, "us/req", samples)
         yield from (compared(section, comparison, samples, inverted=True) for comparison in KEEP_ALIVE)
 
 
-def measured(
-    contestants: list[Contestant], load: Load, scratch: Path, rounds: int, progress: Progress
-) -> Samples:
+def figures_of_each(section: str, unit: str, samples: Samples) -> Iterator[Row]:
+    """What each costs by itself, and how much of the machine others had meanwhile."""
+    for label, costs in samples.costs.items():
+        yield own_figures(section, "", label, unit, costs)
+    yield own_figures(section, "", "(other processes)", "CPUs", [samples.disturbance])
+
+
+def measured(contestants: list[Contestant], load: Load, scratch: Path, rounds: int, progress: Progress) -> Samples:
     """Start them all, let them take turns, stop them all."""
     with ExitStack() as stack:
         servers = []
@@ -116,7 +120,7 @@ def check_clock(server: Running) -> None:
 
 def compared(section: str, comparison: Comparison, samples: Samples, *, inverted: bool = False) -> Row:
     """The row for a comparison: CPU against CPU or, `inverted`, requests for one CPU-second."""
-    ours, theirs = samples[comparison.contestant], samples[comparison.against]
+    ours, theirs = samples.costs[comparison.contestant], samples.costs[comparison.against]
     medians, minima = median(ours) / median(theirs), min(ours) / min(theirs)
     return Row(
         section=section,

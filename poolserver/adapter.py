@@ -1,4 +1,4 @@
-"""What makes any socketserver server class fit for lanes: a mix-in over its public hooks, and the classes it passes over.
+"""What makes any socketserver server class fit for lanes: a mix-in over its hooks, and the classes it passes over.
 
 The mix-ins of ``server.py`` inherit it, and ``adapted`` puts it before a class that knows nothing of poolserver. It
 touches no private name of socketserver. It runs wherever lanes run.
@@ -87,7 +87,10 @@ class LaneServer(_Server):
 
 
 def log_error(client_address: Any) -> None:
-    """Log the exception being handled, naming the peer. One that a client causes by leaving is one line, no traceback."""
+    """Log the exception being handled, naming the peer.
+
+    One that a client causes by leaving is one line, no traceback.
+    """
     error = sys.exception()
     if isinstance(error, ConnectionError | TimeoutError):
         _log.info("connection of %s ended by %s", peer_name(client_address), type(error).__name__)
@@ -121,9 +124,7 @@ def _linger(sock: socket.socket) -> None:
     """If input is pending, half-close and read on until the client has seen the reply and closes."""
     if sock.fileno() < 0 or not _has_input(sock):
         return
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # reset, or closed by a thread of the handler: nothing to save
+    with contextlib.suppress(OSError, ValueError):  # reset, or closed by a thread of the handler: nothing to save
         sock.shutdown(socket.SHUT_WR)
         give_up = time.monotonic() + LINGER_TIMEOUT
         left = LINGER_BYTES
@@ -178,7 +179,7 @@ _PASSED_OVER: dict[type, type] = {
 
 
 def pass_over_stock_mixins(cls: type) -> None:
-    """Where ThreadingMixIn or ForkingMixIn is an ancestor of ``cls``, put the class that passes it over right before it.
+    """Where a stock mix-in is an ancestor of ``cls``, put the class that passes it over right before it.
 
     Adding a base puts it just there in the method resolution order, so a ``process_request`` that the user wrote in a
     nearer class is kept, and its ``super()`` call meets ours.

@@ -35,9 +35,7 @@ class Address:
             return f"{self.scheme}:{self.sockaddr.replace(chr(0), '@', 1)}"
         host, port = self.sockaddr[:2]
         return (
-            f"{self.scheme}://[{host}]:{port}"
-            if self.family == socket.AF_INET6
-            else f"{self.scheme}://{host}:{port}"
+            f"{self.scheme}://[{host}]:{port}" if self.family == socket.AF_INET6 else f"{self.scheme}://{host}:{port}"
         )
 
 
@@ -70,21 +68,13 @@ def _parse_unix(url: str, scheme: str, rest: str) -> Address:
         path = "\0" + path[1:]
     length = len(os.fsencode(path))
     if length < 2 or length > 107 or (path[0] != "\0" and "\0" in path):
-        raise ConfigError(
-            f"server.bind: {url!r}: a Unix socket's path has 1 to 107 bytes, as in unix:/run/name.sock"
-        )
+        raise ConfigError(f"server.bind: {url!r}: a Unix socket's path has 1 to 107 bytes, as in unix:/run/name.sock")
     return Address(scheme, socket.AF_UNIX, path)
 
 
 def _parse_inet(url: str, scheme: str, rest: str) -> list[Address]:
     host, _, port = rest.removeprefix("//").rpartition(":")
-    if (
-        not rest.startswith("//")
-        or not port.isdecimal()
-        or int(port) > 65535
-        or host.count(":")
-        and host[0] != "["
-    ):
+    if not rest.startswith("//") or not port.isdecimal() or int(port) > 65535 or (host.count(":") and host[0] != "["):
         raise ConfigError(
             f"server.bind: {url!r}: want {scheme}://HOST:PORT with a port of 0 to 65535, [::1] in brackets"
         )

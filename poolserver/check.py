@@ -46,9 +46,7 @@ def _parsed(url: str, report: Report) -> list[Address]:
 def _try_handler(settings: Config, addresses: list[Address], report: Report) -> None:
     section = settings.server
     try:
-        found = handlers.load(
-            section.handler, section.server_class, [Path(path) for path in section.pythonpath]
-        )
+        found = handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
         for address in addresses:
             handlers.fitting(found, address)
     except ConfigError as error:
@@ -68,10 +66,7 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
             yield f"socket.receive_buffer is above net.core.rmem_max = {most}: granted to root only"
     if settings.socket.defer_accept and not any(address.scheme == "tcp" for address in addresses):
         yield "socket.defer_accept is set, but nothing listens on TCP"
-    if (
-        any(address.scheme == "tcp" for address in addresses)
-        and _sysctl("/proc/sys/net/ipv4/tcp_syncookies") == 0
-    ):
+    if any(address.scheme == "tcp" for address in addresses) and _sysctl("/proc/sys/net/ipv4/tcp_syncookies") == 0:
         yield "net.ipv4.tcp_syncookies = 0: a flood of SYNs fills the queue of half-open connections"
 
 

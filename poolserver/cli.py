@@ -62,18 +62,22 @@ def cli() -> None:
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options that ``run`` and ``check`` share."""
+    urls = "tcp://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N"
+    helps = {
+        "config": "TOML file with the configuration.",
+        "bind": f"Where to listen; may repeat. {urls}.  [default: tcp://127.0.0.1:20000]",
+        "workers": "Worker processes; auto = cores, 0 = everything in this process.  [default: auto]",
+        "threads": "Lanes (threads) in each worker, each with one connection at a time.  [default: 8]",
+        "set": "Set any key of the configuration; may repeat.",
+    }
     for decorate in (
+        click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help=helps["set"]),
+        click.option("-t", "--threads", metavar="N", help=helps["threads"]),
+        click.option("-w", "--workers", metavar="N", help=helps["workers"]),
+        click.option("-b", "--bind", multiple=True, metavar="URL", help=helps["bind"]),
+        click.option("-c", "--config", "path", type=click.Path(path_type=Path), help=helps["config"]),
         click.argument("handler", required=False),
-        click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="TOML file with the configuration."),
-        click.option(
-            "-b", "--bind", multiple=True, metavar="URL",
-            help="Where to listen; may repeat. tcp://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME,"
-            " unixgram:/PATH, fd://N.  [default: tcp://127.0.0.1:20000]",
-        ),
-        click.option("-w", "--workers", metavar="N", help="Worker processes; auto = cores, 0 = all in this process.  [default: auto]"),
-        click.option("-t", "--threads", metavar="N", help="Lanes (threads) in each worker.  [default: 8]"),
-        click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any key of the configuration; may repeat."),
-    ):  # fmt: skip
+    ):
         command = decorate(command)
     return command
 
@@ -130,7 +134,5 @@ def _loaded(
     options |= {key: Option(value, origin) for key, (value, origin) in named.items() if value is not None}
     loaded = load(path, environment(), options)
     if not (loaded.config.server.handler or loaded.config.server.server_class):
-        raise UsageError(
-            "no handler: name one as package.module:attribute (try poolserver.examples.echo:EchoHandler)"
-        )
+        raise UsageError("no handler: name one as package.module:attribute (try poolserver.examples.echo:EchoHandler)")
     return loaded

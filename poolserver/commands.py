@@ -1,4 +1,4 @@
-"""What an operator asks, and how it travels: the Command enum, signal → command, and the orders of the master to a worker.
+"""What an operator asks, and how it travels: the Command enum, signal → command, the orders of the master to a worker.
 
 Pure tables. Anyone may import this; it imports nothing of poolserver.
 """

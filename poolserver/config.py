@@ -96,9 +96,7 @@ def from_sections(sections: Mapping[str, Mapping[str, object]], origin: str = "s
 def effective(loaded: Loaded) -> list[tuple[str, str, str]]:
     """List every value in force as (``section.key``, its TOML text, its origin), in section order."""
     values = loaded.config.model_dump()
-    return [
-        (key, toml_text(values[section][name]), loaded.origins[key]) for section, name, key in _known_keys()
-    ]
+    return [(key, toml_text(values[section][name]), loaded.origins[key]) for section, name, key in _known_keys()]
 
 
 def _known_keys() -> Iterator[tuple[str, str, str]]:
@@ -240,9 +238,7 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_syntax_error(str(error), text, name)) from error
-    except (
-        ValueError
-    ) as error:  # int() refuses more than 4,300 digits (CPython 3.11), and says nothing of a line
+    except ValueError as error:  # int() refuses more than 4,300 digits (CPython 3.11), and says nothing of a line
         raise ConfigError(f"{name}: a number has too many digits") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: arrays or tables are nested too deeply") from error
@@ -262,8 +258,8 @@ _STRING_OR_COMMENT = re.compile(
     re.DOTALL,
 )
 _KEY_PATH = r"""((?:[A-Za-z0-9_-]|"(?:\\.|[^"\\])*"|'[^']*'|[ \t.])+)"""
-_HEADER = re.compile(rf"\s*\[\[?{_KEY_PATH}\]")
-_ASSIGNMENT = re.compile(rf"\s*{_KEY_PATH}=")
+_HEADER = re.compile(rf"\[\[?{_KEY_PATH}\]")
+_ASSIGNMENT = re.compile(rf"{_KEY_PATH}=")
 
 
 def key_lines(text: str) -> dict[tuple[str, ...], int]:
@@ -276,9 +272,9 @@ def key_lines(text: str) -> dict[tuple[str, ...], int]:
     depth = 0  # of brackets that earlier lines left open: such a line holds items, not keys
     for number, line in enumerate(_STRING_OR_COMMENT.sub(_flattened, text).split("\n"), start=1):
         path: tuple[str, ...] = ()
-        if not depth and (header := _HEADER.match(line)):
+        if not depth and (header := _HEADER.match(line.strip())):
             path = table = _key_parts(header[1])
-        elif not depth and (assignment := _ASSIGNMENT.match(line)):
+        elif not depth and (assignment := _ASSIGNMENT.match(line.strip())):
             path = table + _key_parts(assignment[1])
         for length in (1, 2)[: len(path)]:
             lines.setdefault(path[:length], number)

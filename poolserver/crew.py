@@ -45,7 +45,10 @@ class Phase(enum.Enum):
 
 
 class Crew:
-    """Lanes on shared server objects. Constructed anywhere; ``start`` after the fork, since an epoll made before it is shared."""
+    """Lanes on shared server objects.
+
+    Constructed anywhere; ``start`` after the fork, since an epoll made before it is shared.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class Crew:
         self._lock = threading.Lock()  # between retire/cut from one thread and the watcher
         self._lanes: list[Lane] = []
         self._threads: dict[Lane, threading.Thread] = {}
+        self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
 
     # -- what lanes and server objects ask
 
@@ -107,7 +111,10 @@ class Crew:
         _log.warning("accepting again after %.1f s", seconds)
 
     def mend(self, station: Station, error: OSError) -> None:
-        """A listener that a handler broke. Closed here: give the server another descriptor of it. Shut down for all: listen again."""
+        """A listener that a handler broke.
+
+        Closed here: give the server another descriptor of it. Shut down for all: listen again.
+        """
         with self._lock:
             if self.is_leaving:
                 return
@@ -137,7 +144,8 @@ class Crew:
             self._start_thread(self._lanes[-1])
 
     def retire(self, within: float, *, serve_queue: bool) -> None:
-        """Take no new connections but, if asked, those queued now; give the open ones ``within`` seconds, then cut them."""
+        """Take no new connections but, if asked, those queued now; give the open ones ``within`` seconds, then cut
+        them."""
         with self._lock:
             if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
                 for station in self.stations.values():
@@ -194,10 +202,15 @@ class Crew:
         threading.Thread(target=run, name="crew", daemon=True).start()
 
     def close(self) -> None:
-        """Give the descriptors back. With a lane given up they stay: it may come back and must not meet a stranger's."""
+        """Give the descriptors back.
+
+        With a lane given up they stay: it may come back and must not meet a stranger's.
+        """
         for station in self.stations.values():
             station.server.crew = None
-        if not any(thread.is_alive() for thread in self._threads.values()):
+        if not self._present:
+            for thread in self._threads.values():
+                thread.join()
             self.epoll.close()
             os.close(self.stop_fd)
             os.close(self._wake_fd)
@@ -206,7 +219,7 @@ class Crew:
 
     def _look(self, now: float) -> None:
         with self._lock:
-            alive = [lane for lane in self._lanes if self._threads[lane].is_alive()]
+            alive = [lane for lane in self._lanes if lane in self._present]
             if self._phase is Phase.SERVING:
                 self._tick(now)
             elif not alive:
@@ -228,8 +241,8 @@ class Crew:
         if now < self._next_tick:
             return
         self._next_tick = now + TICK
-        for lane, thread in list(self._threads.items()):
-            if not thread.is_alive():
+        for lane in list(self._lanes):
+            if lane not in self._present:
                 _log.error("lane %d died; replacing it", lane.number)
                 self._replace(lane)
         for station in self.stations.values():
@@ -245,9 +258,7 @@ class Crew:
         elif now >= self._idle_ends:
             self._idle_ends = math.inf
             if not self.serves_queue and all(lane.request is None for lane in alive):
-                self._phase = (
-                    Phase.OVER
-                )  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
+                self._phase = Phase.OVER  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
 
     def _cut_open(self) -> None:
         busy = [lane for lane in self._lanes if lane.request is not None]
@@ -278,10 +289,9 @@ class Crew:
 
     def _start_thread(self, lane: Lane) -> None:
         # A daemon thread: a hung handler must not keep the interpreter from ending.
-        thread = threading.Thread(
-            target=self._run_lane, args=(lane,), name=f"lane-{lane.number}", daemon=True
-        )
+        thread = threading.Thread(target=self._run_lane, args=(lane,), name=f"lane-{lane.number}", daemon=True)
         self._threads[lane] = thread
+        self._present.add(lane)
         thread.start()
 
     def _run_lane(self, lane: Lane) -> None:
@@ -290,6 +300,7 @@ class Crew:
         except BaseException:  # noqa: BLE001 - a defect here, not in a handler: said, then the lane is replaced
             _log.critical("lane %d: internal error", lane.number, exc_info=True)
         finally:
+            self._present.discard(lane)
             self._wake()
 
     def _replace(self, lane: Lane) -> None:
@@ -302,9 +313,7 @@ class Crew:
         if revive(station.server.socket, self._backlog):
             _log.error("a listener was shut down by a handler: listening again; what was queued is lost")
         elif not self.lost_listener:
-            self.lost_listener = (
-                f"listener {station.server.server_address!r} was shut down and cannot listen again"
-            )
+            self.lost_listener = f"listener {station.server.server_address!r} was shut down and cannot listen again"
             self._enter(Phase.DRAINING, 0)
             self._wake()
 

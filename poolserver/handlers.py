@@ -31,7 +31,8 @@ _DATAGRAM_ONLY = socketserver.DatagramRequestHandler
 
 @dataclass(frozen=True)
 class Service:
-    """A handler class, and the server class of the user's that goes with it (None: socketserver's for each listener)."""
+    """A handler class, and the server class of the user's that goes with it (None: socketserver's for each
+    listener)."""
 
     handler: Any
     server_class: type[socketserver.BaseServer] | None
@@ -90,9 +91,7 @@ def fitting(service: Service, address: Address) -> None:
     handler = service.handler
     unfit = _DATAGRAM_ONLY if address.is_stream else _STREAM_ONLY
     if isinstance(handler, type) and issubclass(handler, unfit):
-        raise ConfigError(
-            f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}"
-        )
+        raise ConfigError(f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}")
 
 
 def stations(service: Service, listeners: Sequence[Listener]) -> list[Station]:
@@ -115,9 +114,7 @@ def station(server: LaneServer, listener: Listener) -> Station:
             name,
         )
     is_unix = listener.is_stream and listener.address.scheme == "unix"
-    return Station(
-        server, listener.socket.fileno(), listener.is_stream, is_unix, listener.options.idle_timeout
-    )
+    return Station(server, listener.socket.fileno(), listener.is_stream, is_unix, listener.options.idle_timeout)
 
 
 def _server_for(service: Service, listener: Listener) -> LaneServer:
@@ -139,7 +136,8 @@ def _server_for(service: Service, listener: Listener) -> LaneServer:
 
 
 def _built(cls: type[socketserver.BaseServer], handler: Any, listener: Listener) -> LaneServer:
-    """Call the class, give it the listener in place of the socket that its constructor made, run its own ``server_bind``."""
+    """Call the class, give it the listener in place of the socket that its constructor made, run its own
+    ``server_bind``."""
     shared = SharedSocket.over(listener.socket)
     address = listener.socket.getsockname()
     server = cast(LaneServer, _call(cls, address, handler))
@@ -161,9 +159,7 @@ def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> soc
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.VAR_POSITIONAL,
     )
-    places = sum(
-        99 if each.kind is positional[2] else 1 for each in parameters.values() if each.kind in positional
-    )
+    places = sum(99 if each.kind is positional[2] else 1 for each in parameters.values() if each.kind in positional)
     arguments = [address] if handler is None or places < 2 else [address, handler]
     if takes_any or "bind_and_activate" in parameters:
         return cast(socketserver.BaseServer, make(*arguments, bind_and_activate=False))
@@ -181,9 +177,7 @@ def _stock_class(handler: Any, listener: Listener) -> type[socketserver.BaseServ
 def _service_of(server_class: type[socketserver.BaseServer], spec: str) -> Service:
     handler = getattr(server_class, "RequestHandlerClass", None)
     if handler is None:
-        raise ConfigError(
-            f"server.handler: {spec} has no RequestHandlerClass; give the handler as server.handler"
-        )
+        raise ConfigError(f"server.handler: {spec} has no RequestHandlerClass; give the handler as server.handler")
     return Service(handler, server_class)
 
 
@@ -202,7 +196,7 @@ def _import(spec: str, key: str) -> Any:
         raise ConfigError(f'{key}: {spec!r} is not of the form "package.module:attribute"')
     try:
         found: Any = importlib.import_module(module_name)
-    except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit included
+    except BaseException as error:
         text = f"{key}: cannot import {module_name}: {type(error).__name__}: {error}"
         raise ConfigError(text, traceback.format_exc()) from error
     for name in path.split("."):
@@ -214,6 +208,4 @@ def _import(spec: str, key: str) -> Any:
 
 
 def _kind(attribute: Any) -> str:
-    return (
-        f"the class {attribute.__name__}" if isinstance(attribute, type) else f"a {type(attribute).__name__}"
-    )
+    return f"the class {attribute.__name__}" if isinstance(attribute, type) else f"a {type(attribute).__name__}"

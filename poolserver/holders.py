@@ -1,6 +1,5 @@
 """Who holds an address that cannot be bound: read from ``/proc``, for an error message that names the culprit."""
 
-import os
 import struct
 from pathlib import Path
 
@@ -10,10 +9,7 @@ def who_holds(scheme: str, sockaddr: tuple[str, int] | str) -> str:
 
     A handler's child that outlived its server keeps the listener open; this is how its owner finds it.
     """
-    if isinstance(sockaddr, str):
-        inodes = _unix_inodes(sockaddr)
-    else:
-        inodes = _inet_inodes(scheme, sockaddr[1])
+    inodes = _unix_inodes(sockaddr) if isinstance(sockaddr, str) else _inet_inodes(scheme, sockaddr[1])
     pids = _pids_with(inodes)
     if not pids:
         return "; another process holds it (see `ss -lnptux`)"
@@ -48,15 +44,13 @@ def _rows(table: str) -> list[list[str]]:
 
 def _pids_with(inodes: set[str]) -> list[int]:
     wanted = {f"socket:[{inode}]" for inode in inodes}
-    return sorted(
-        int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and wanted and _has_any(pid, wanted)
-    )
+    folders = [folder for folder in Path("/proc").glob("[0-9]*") if wanted and _has_any(folder / "fd", wanted)]
+    return sorted(int(folder.name) for folder in folders)
 
 
-def _has_any(pid: str, wanted: set[str]) -> bool:
-    folder = Path("/proc", pid, "fd")
+def _has_any(folder: Path, wanted: set[str]) -> bool:
     try:
-        return any(os.readlink(fd) in wanted for fd in folder.iterdir())
+        return any(str(fd.readlink()) in wanted for fd in folder.iterdir())
     except OSError:
         return False  # gone meanwhile, or another user's
 

@@ -33,7 +33,10 @@ _PEER_WENT_AWAY = frozenset(
 
 @dataclass(eq=False)
 class Station:
-    """A server object and the descriptor that its lanes wait on. ``queued`` bounds what is taken from it while draining."""
+    """A server object and the descriptor that its lanes wait on.
+
+    ``queued`` bounds what is taken from it while draining.
+    """
 
     server: LaneServer
     fd: int
@@ -50,9 +53,11 @@ class CrewOfLane(Protocol):
     epoll: select.epoll
     stop_fd: int
     wait_timeout: float
-    is_leaving: bool
     serves_queue: bool
     is_short_of_descriptors: bool
+
+    @property
+    def is_leaving(self) -> bool: ...
 
     def note_shortage(self, error: OSError) -> None: ...
 
@@ -62,7 +67,10 @@ class CrewOfLane(Protocol):
 
 
 class Lane:
-    """Runs in its thread. ``request`` and ``address`` are the connection it has, None while idle, for the crew to see."""
+    """Runs in its thread.
+
+    ``request`` and ``address`` are the connection it has, None while idle, for the crew to see.
+    """
 
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
         self.number = number

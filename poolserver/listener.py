@@ -6,21 +6,20 @@ Runs in the master (or the one process of a library call). The socket that lanes
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import select
 import socket
 import socketserver
-import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from poolserver.address import Address, parse
 from poolserver.errors import SystemRefusedError
 from poolserver.holders import who_holds
+from poolserver.unix_path import claimed, unlink_if_ours
 
 _log = logging.getLogger("poolserver")
 
@@ -28,19 +27,23 @@ KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 10, 6
 """Seconds until the first probe, between probes, and probes until the peer counts as gone: two minutes in all,
 where the kernel's default takes more than two hours."""
 
-UNIX_LOCK_TIMEOUT = 5.0
-"""Seconds to wait for another starter that is binding in the same directory; it needs milliseconds."""
-
 _DUAL_PORT_TRIES = 16
-"""``tcp://:0`` wants one free port in both families; the kernel picks it in the first and it may be taken in the second."""
+"""``tcp://:0`` wants one free port in both families; the kernel picks it in the first and it may be taken in the
+second."""
 
 _TCP_INFO_UNACKED = 24
-"""Offset of ``tcpi_unacked`` in ``struct tcp_info``: for a listener, the length of its accept queue. Source: tcp(7), linux/tcp.h."""
+"""Offset of ``tcpi_unacked`` in ``struct tcp_info``: for a listener, the length of its accept queue.
+
+Source: tcp(7), linux/tcp.h.
+"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The section ``[socket]`` and the idle time-out, as narrow values. Times in seconds, sizes in bytes; 0 = leave it."""
+    """The section ``[socket]`` and the idle time-out, as narrow values.
+
+    Times in seconds, sizes in bytes; 0 = leave it.
+    """
 
     backlog: int = 1024
     reuse_address: bool = True
@@ -86,7 +89,7 @@ class Listener:
     def close(self) -> None:
         """Close it; remove the Unix socket's file if it is still the one that this process made."""
         if self._inode is not None and self._made_by == os.getpid():
-            _unlink_if_ours(str(self.address.sockaddr), self._inode)
+            unlink_if_ours(str(self.address.sockaddr), self._inode)
             self._inode = None
         self.socket.close()
 
@@ -122,9 +125,7 @@ def adopt(sock: socket.socket, options: Options) -> Listener:
     name = sock.getsockname()
     sockaddr = os.fsdecode(name) if sock.family == socket.AF_UNIX else name[:2]
     sock.setblocking(False)
-    return Listener(
-        Address(scheme, socket.AddressFamily(sock.family), sockaddr), sock, options, is_adopted=True
-    )
+    return Listener(Address(scheme, socket.AddressFamily(sock.family), sockaddr), sock, options, is_adopted=True)
 
 
 def queue_length(sock: socket.socket) -> int:
@@ -227,9 +228,7 @@ def _bound(address: Address, options: Options) -> tuple[Address, socket.socket]:
         server.request_queue_size = options.backlog
         _set_options(server.socket, address, options)
         if address.family == socket.AF_UNIX:
-            os.fchmod(
-                server.socket.fileno(), options.unix_mode
-            )  # before bind: the file is never wider than this
+            os.fchmod(server.socket.fileno(), options.unix_mode)  # before bind: the file is never wider than this
         server.server_bind()
         server.server_activate()
     except BaseException:
@@ -238,6 +237,16 @@ def _bound(address: Address, options: Options) -> tuple[Address, socket.socket]:
     name = server.socket.getsockname()
     sockaddr = address.sockaddr if address.family == socket.AF_UNIX else (str(name[0]), int(name[1]))
     return Address(address.scheme, address.family, sockaddr), server.socket
+
+
+def _bind_path(address: Address, options: Options) -> Listener:
+    """Replace a stale file, never a live one. The directory's lock keeps two starters from judging at once."""
+    path = str(address.sockaddr)
+    with claimed(path, address.is_stream):
+        bound, sock = _bound(address, options)
+        Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
+        found = Path(path).stat()
+    return Listener(bound, sock, options, _made_by=os.getpid(), _inode=(found.st_dev, found.st_ino))
 
 
 def _set_options(sock: socket.socket, address: Address, options: Options) -> None:
@@ -286,9 +295,7 @@ def _set_receive_buffer(sock: socket.socket, size: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, size)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-    granted = (
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-    )  # the kernel doubles it for its own needs
+    granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it for its own needs
     if granted < size:
         _log.warning("socket.receive_buffer: %d bytes granted of %d; raise net.core.rmem_max", granted, size)
 
@@ -302,84 +309,3 @@ def _adopt_fd(fd: int, options: Options) -> Listener:
         sock.close()
         raise SystemRefusedError(f"cannot adopt fd://{fd}: it is not listening")
     return adopt(sock, options)
-
-
-# -- Unix sockets that have a file
-
-
-def _bind_path(address: Address, options: Options) -> Listener:
-    """Replace a stale file, never a live one. The directory's lock keeps two starters from judging at once."""
-    path = str(address.sockaddr)
-    with _directory_lock(Path(path).parent):
-        _clear_stale(path, address)
-        bound, sock = _bound(address, options)
-        Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
-        found = os.stat(path)
-    return Listener(bound, sock, options, _made_by=os.getpid(), _inode=(found.st_dev, found.st_ino))
-
-
-@contextlib.contextmanager
-def _directory_lock(directory: Path) -> Iterator[None]:
-    """Hold flock(2) on the directory itself: needs no right to write and leaves no file behind."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        waiter = select.poll()
-        for _ in range(int(UNIX_LOCK_TIMEOUT / 0.01)):
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waiter.poll(10)  # flock has no time-out of its own
-        else:
-            raise SystemRefusedError(
-                f"another process has kept {directory} locked for {UNIX_LOCK_TIMEOUT:g} s"
-            )
-        yield
-    finally:
-        os.close(fd)
-
-
-def _clear_stale(path: str, address: Address) -> None:
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "the path exists and is not a socket; move it away")
-    if _is_alive(path, address):
-        raise OSError(errno.EADDRINUSE, "a live server owns this socket")
-    Path(path).unlink()
-
-
-def _is_alive(path: str, address: Address) -> bool:
-    """Only ECONNREFUSED says that nobody listens. Source: unix(7)."""
-    for kind in (
-        (socket.SOCK_STREAM, socket.SOCK_DGRAM)
-        if address.is_stream
-        else (socket.SOCK_DGRAM, socket.SOCK_STREAM)
-    ):
-        with socket.socket(socket.AF_UNIX, kind) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                return False
-            except OSError as error:
-                if error.errno == errno.EPROTOTYPE:  # alive, of the other kind
-                    continue
-                if error.errno == errno.ENOENT:
-                    return False
-        return True
-    return True
-
-
-def _unlink_if_ours(path: str, inode: tuple[int, int]) -> None:
-    """A newer daemon may have put its own socket at this path: that one stays."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-        if (found.st_dev, found.st_ino) == inode:
-            Path(path).unlink()
-    except FileNotFoundError:
-        pass  # somebody removed it before us
-    except OSError as error:
-        _log.warning("cannot remove %s: %s", path, error.strerror)

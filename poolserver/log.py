@@ -28,7 +28,10 @@ _handler: "LineHandler | None" = None
 
 
 class LineHandler(logging.Handler):
-    """Writes to a descriptor of its own. Lines that cannot be written are counted, and the count is said when one can be."""
+    """Writes to a descriptor of its own.
+
+    Lines that cannot be written are counted, and the count is said when one can be.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -41,7 +44,7 @@ class LineHandler(logging.Handler):
         try:
             fresh = self._open()
         except OSError as error:
-            logging.getLogger(LOGGER).error(
+            logging.getLogger(LOGGER).error(  # noqa: TRY400 - the reason is in the line; a traceback adds nothing
                 "cannot reopen log.file %s: %s; going on with the old one", self._path, error.strerror
             )
             return
@@ -130,7 +133,7 @@ def keep_standard_descriptors() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115, PTH123 - lives as long as the process
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
 
 
 def _own_copy(fd: int) -> int:

@@ -64,7 +64,10 @@ class WorkerHandle(Protocol):
 
 
 Spawn = Callable[[Start, Berth, Sequence[WorkerHandle]], WorkerHandle]
-"""Start a worker in a berth; a forked child must close its copies of the siblings' descriptors. May raise SystemRefusedError."""
+"""Start a worker in a berth; a forked child must close its copies of the siblings' descriptors.
+
+May raise SystemRefusedError.
+"""
 
 
 class Master:
@@ -118,7 +121,8 @@ class Master:
     # -- what happened
 
     def _events(self) -> Iterator[Event]:
-        """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of us."""
+        """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of
+        us."""
         self._wait()
         commands = self._inbox.take()
         if Command.REAP in commands:
@@ -140,11 +144,7 @@ class Master:
         self._readable = set(wait_readable(poller, seconds))
 
     def _told_by(self, serial: int, worker: WorkerHandle) -> Iterator[Event]:
-        if (
-            worker.has_exit_descriptor
-            and worker.status is None
-            and self._readable.isdisjoint(worker.descriptors())
-        ):
+        if worker.has_exit_descriptor and worker.status is None and self._readable.isdisjoint(worker.descriptors()):
             return
         exited = worker.has_exited()  # asked first: what it wrote before is then all in the pipe
         for report in worker.reports():

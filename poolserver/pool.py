@@ -28,9 +28,11 @@ from poolserver.events import (
     WorkerExited,
     WorkerReady,
 )
+from poolserver.states import Policy, PoolState, Slot, Worker, WorkerState
 
 RESPAWNS_PER_SECOND = 20
-"""Replacements of workers that had been ready, for the whole pool: a poisonous request neither empties it nor burns the machine."""
+"""Replacements of workers that had been ready, for the whole pool: a poisonous request neither empties it nor burns
+the machine."""
 
 FIRST_DELAY = 0.5
 DELAY_GROWTH = 1.5
@@ -46,22 +48,6 @@ STOP_GRACE = 2.0
 """Seconds that a worker told to stop now has before KILL."""
 
 
-class WorkerState(enum.Enum):
-    STARTING = "starting"
-    READY = "ready"
-    RETIRING = "retiring"
-    STOPPING = "stopping"  # told to leave at once
-    KILLED = "killed"  # sent KILL; only its burial is left
-
-
-class PoolState(enum.Enum):
-    STARTING = "starting"  # not every worker has accepted yet
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-
-
 class Happening(enum.Enum):
     """What can befall one worker."""
 
@@ -70,44 +56,12 @@ class Happening(enum.Enum):
     OVERDUE = "passed its deadline"
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What the operator set. Times in seconds.
-
-    ``resident``: the one worker is this process itself (``-w 0``, thread servers), so its number cannot change.
-    """
-
-    workers: int
-    boot_timeout: float = 30.0
-    graceful_timeout: float = 30.0
-    resident: bool = False
-
-
-@dataclass(slots=True)
-class Worker:
-    """One started worker process, from its fork to its burial."""
-
-    serial: int
-    slot: int
-    state: WorkerState
-    deadline: float
-    was_ready: bool = False
-    killed_for: str = ""
-
-
-@dataclass(slots=True)
-class Slot:
-    """A stable number. ``due`` is when its next worker is to start; None while it has one."""
-
-    number: int
-    failures: int = 0
-    has_started: bool = False
-    due: float | None = 0.0
-
-
 @dataclass
 class Pool:
-    """The supervisor's mind. ``step`` is the only way to change it; ``deadline`` says when to call it next at the latest."""
+    """The supervisor's mind.
+
+    ``step`` is the only way to change it; ``deadline`` says when to call it next at the latest.
+    """
 
     policy: Policy
     jitter: Callable[[], float] = random.random
@@ -116,12 +70,10 @@ class Pool:
     slots: list[Slot] = field(default_factory=list)
     respawns: int = 0
     _was_ever_ready: bool = False
-    _boot_failure: Finish = Finish(Ending.NO_WORKER_STARTED)
-    _ending: Finish = Finish(Ending.ASKED)
+    _boot_failure: Finish = field(default_factory=lambda: Finish(Ending.NO_WORKER_STARTED))
+    _ending: Finish = field(default_factory=lambda: Finish(Ending.ASKED))
     _next_serial: int = 1
-    _recent: collections.deque[float] = field(
-        default_factory=lambda: collections.deque(maxlen=RESPAWNS_PER_SECOND)
-    )
+    _recent: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=RESPAWNS_PER_SECOND))
     _now: float = 0.0
     _actions: list[Action] = field(default_factory=list)
 
@@ -185,7 +137,8 @@ class Pool:
             slot.failures = 0
 
     def _ready_too_late(self, worker: Worker, _how: str, _reason: str) -> None:
-        """Told to leave while its ready byte was on the way: it may have a connection, so it has the time of one that drains."""
+        """Told to leave while its ready byte was on the way: it may have a connection, so it has the time of one
+        that drains."""
         if self.state is not PoolState.STOPPING:
             worker.state = WorkerState.RETIRING
             worker.deadline = self._now + self.policy.graceful_timeout + DRAIN_GRACE
@@ -366,9 +319,7 @@ class Pool:
                 self._recent.append(self._now)
         slot.has_started = True
         slot.due = None
-        worker = Worker(
-            self._next_serial, slot.number, WorkerState.STARTING, self._now + self.policy.boot_timeout
-        )
+        worker = Worker(self._next_serial, slot.number, WorkerState.STARTING, self._now + self.policy.boot_timeout)
         self._next_serial += 1
         self.workers[worker.serial] = worker
         self._actions.append(Start(worker.serial, slot.number))

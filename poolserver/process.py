@@ -78,9 +78,7 @@ class Process:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
-                self.note_reaped(
-                    0
-                )  # somebody else in this process took the status (a stock ForkingMixIn does)
+                self.note_reaped(0)  # somebody else in this process took the status (a stock ForkingMixIn does)
                 return True
             if pid:
                 self.note_reaped(status)
@@ -214,7 +212,7 @@ def _run_child(body: Callable[[int], int], report_read: int, report_write: int) 
         os.close(report_read)
         status = body(report_write)
     except BaseException:  # noqa: BLE001 - nothing may unwind into the parent's frames
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     finally:
         try:
             _flush()

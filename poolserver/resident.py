@@ -1,4 +1,7 @@
-"""A worker that is this very process: the crew's lanes run beside the master's loop. For ``-w 0`` and thread servers."""
+"""A worker that is this very process: the crew's lanes run beside the master's loop.
+
+For ``-w 0`` and thread servers.
+"""
 
 import os
 import signal
@@ -23,7 +26,7 @@ class Resident:
         self.has_exit_descriptor = True
         self._graceful_timeout = graceful_timeout
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._is_over = False
+        self._told = b""
 
     def ask_stop(self) -> None:
         """For the crew: a handler asked the service to stop."""
@@ -40,19 +43,16 @@ class Resident:
         return [self._read_fd]
 
     def reports(self) -> list[Report]:
-        try:
-            octets = os.read(self._read_fd, 4096)
-        except BlockingIOError:
-            return []
-        if _OVER[0] in octets:
-            self._is_over = True
-            self.reason = self._crew.lost_listener
-        return [_REPORTS[octet] for octet in octets if octet in _REPORTS]
+        self._receive()
+        told, self._told = self._told, b""
+        return [_REPORTS[octet] for octet in told if octet in _REPORTS]
 
     def has_exited(self) -> bool:
-        if self._is_over and self.status is None:
+        self._receive()
+        if self.status is None and _OVER in self._told:
+            self.reason = self._crew.lost_listener
             self.status = LISTENER_LOST_STATUS << 8 if self.reason else 0  # in the form of waitpid(2)
-        return self._is_over
+        return self.status is not None
 
     def note_reaped(self, status: int) -> None:
         """Never: nobody reaps its own process."""
@@ -71,6 +71,12 @@ class Resident:
 
     def end(self) -> None:
         self._crew.cut()
+
+    def _receive(self) -> None:
+        try:
+            self._told += os.read(self._read_fd, 4096)
+        except BlockingIOError:
+            pass  # nothing new
 
     def _tell(self, octets: bytes) -> None:
         os.write(self._write_fd, octets)

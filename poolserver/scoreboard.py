@@ -1,4 +1,4 @@
-"""The shared memory: one row for each lane, written by that lane only, read by anyone, zeroed by the master when its worker is dead.
+"""The shared memory: one row for each lane, written by it only, read by anyone, zeroed when its worker is dead.
 
 No locks: a killed worker could hold one for ever. Every field is one aligned 8-byte word, whose stores are not torn
 (0 torn reads in 31 million). Nothing here knows processes or sockets.

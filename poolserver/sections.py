@@ -106,9 +106,7 @@ def _seconds(value: object) -> float:
     """Read a duration: a number of seconds, or text such as ``"30s"``."""
     seconds = _seconds_or_none(value)
     if seconds is None or not 0 <= seconds <= MAX_DURATION:
-        raise ValueError(
-            f'must be a duration such as 30, "30s", "5m" or "250ms" of 0 to {MAX_DURATION} seconds'
-        )
+        raise ValueError(f'must be a duration such as 30, "30s", "5m" or "250ms" of 0 to {MAX_DURATION} seconds')
     return seconds
 
 
@@ -200,9 +198,7 @@ AnchoredPath = Annotated[Text, AfterValidator(_anchored)]
 FilledPath = Annotated[FilledText, AfterValidator(_anchored)]
 Duration = Annotated[float, BeforeValidator(_seconds)]
 Size = Annotated[int, BeforeValidator(_bytes)]
-OctalMode = Annotated[
-    Mode, BeforeValidator(_mode), PlainSerializer(lambda mode: f"{mode:04o}", return_type=str)
-]
+OctalMode = Annotated[Mode, BeforeValidator(_mode), PlainSerializer(lambda mode: f"{mode:04o}", return_type=str)]
 
 
 class Section(BaseModel):
@@ -219,14 +215,10 @@ class Server(Section):
 
     handler: Text = ""
     server_class: Text = ""
-    bind: Annotated[tuple[FilledText, ...], Strict(False), AfterValidator(_filled)] = (
-        "tcp://127.0.0.1:20000",
-    )
+    bind: Annotated[tuple[FilledText, ...], Strict(False), AfterValidator(_filled)] = ("tcp://127.0.0.1:20000",)
     name: Annotated[Text, AfterValidator(_service_name)] = ""
     # Its default is a path too, so it is anchored like a given one.
-    pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(
-        default=(".",), validate_default=True
-    )
+    pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
     chdir: AnchoredPath = ""
 
     @property

@@ -22,16 +22,17 @@ from poolserver.crew import run_in_lane
 from poolserver.handlers import PlainHTTPServer, station
 from poolserver.listener import Listener, Options, adopt, set_inherited_options
 from poolserver.master import Master, Spawn
-from poolserver.pool import Policy, Pool
+from poolserver.pool import Pool
 from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Timeouts, available_cores
 from poolserver.service import forking_spawn, resident_spawn
 from poolserver.shared_socket import SharedSocket
+from poolserver.states import Policy
 
 _log = logging.getLogger("poolserver")
 
 _gate = threading.Lock()
-"""Between ``serve_forever`` and ``shutdown`` of any server in this process, for the few lines that decide who came first.
+"""Between ``serve_forever`` and ``shutdown`` of any server here, for the few lines that decide who came first.
 Not taken in a worker: another thread may have held it when the worker was forked."""
 
 
@@ -67,9 +68,7 @@ class PoolMixIn(LaneServer):
     def server_bind(self) -> None:
         """As ever, but never with address reuse on UDP, where it lets another user take the port and its packets."""
         if self.socket_type == socket.SOCK_DGRAM and self.allow_reuse_address:
-            _log.warning(
-                "allow_reuse_address is ignored on UDP: another user's process could bind the same port"
-            )
+            _log.warning("allow_reuse_address is ignored on UDP: another user's process could bind the same port")
             self.allow_reuse_address = False
         super().server_bind()
 
@@ -239,7 +238,8 @@ class PreThreadMixIn(PoolMixIn):
 
 @contextlib.contextmanager
 def _shared(server: PoolMixIn, options: Options) -> Iterator[Listener]:
-    """Put a ``SharedSocket`` in the place of the server's listener while lanes serve it, and all back as it was after."""
+    """Put a ``SharedSocket`` in the place of the server's listener while lanes serve it, and all back as it was
+    after."""
     own = server.socket
     timeout = own.gettimeout()
     listener = adopt(own, options)

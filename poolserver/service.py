@@ -20,10 +20,11 @@ from poolserver.events import Start
 from poolserver.lane import Station
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
-from poolserver.pool import Policy, Pool
+from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
+from poolserver.states import Policy
 from poolserver.worker import Seat, Worker
 
 _log = logging.getLogger("poolserver")
@@ -73,7 +74,9 @@ def run(loaded: Loaded, handler: type | None = None) -> None:
     log.configure(settings.log.level, settings.log.file)
     log.introduce("master", settings.server.service_name)
     inbox: signals.Inbox[Command] = signals.Inbox.open()
-    meanings = MASTER_SIGNALS | ({SIGCHLD: Command.REAP} if os.getpid() == 1 else {})
+    meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
+    if os.getpid() == 1:
+        meanings[SIGCHLD] = Command.REAP
     with contextlib.closing(inbox), signals.taken(inbox, meanings), listening(settings) as listeners:
         _supervise(settings, handler, inbox, listeners)
 
@@ -204,9 +207,7 @@ def _supervise(
 def _load(settings: Config, handler: type | None) -> handlers.Service:
     section = settings.server
     if handler is None:
-        return handlers.load(
-            section.handler, section.server_class, [Path(path) for path in section.pythonpath]
-        )
+        return handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
     return handlers.service_of(handler, section.handler, section.server_class)
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from typing import Any
 
 _log = logging.getLogger("poolserver")
 
@@ -26,13 +27,13 @@ class SharedSocket(socket.socket):
     def listen(self, backlog: int = 0, /) -> None:
         """Nothing: it listens, with the configured backlog."""
 
-    def setsockopt(self, *args: object) -> None:  # type: ignore[override]
+    def setsockopt(self, *args: Any) -> None:
         """As ever, but for address and port reuse: too late for a bound socket, and a hole on UDP."""
         if args[:2] not in (
             (socket.SOL_SOCKET, socket.SO_REUSEADDR),
             (socket.SOL_SOCKET, socket.SO_REUSEPORT),
         ):
-            super().setsockopt(*args)  # type: ignore[arg-type]
+            super().setsockopt(*args)
 
     def setblocking(self, flag: bool, /) -> None:
         """Nothing: it stays non-blocking, in every process at once."""
@@ -40,17 +41,17 @@ class SharedSocket(socket.socket):
     def settimeout(self, value: float | None, /) -> None:
         """Nothing, for the same reason."""
 
-    def shutdown(self, how: int, /) -> None:
+    def shutdown(self, how: int, /) -> None:  # noqa: ARG002 - the signature of socket.shutdown
         _log.error("a handler tried to shut down a listener: refused, since every worker shares it")
 
     def close(self) -> None:
         _log.error("a handler tried to close a listener: refused; server.shutdown() stops the service")
 
-    def sendto(self, data: bytes, *args: object) -> int:  # type: ignore[override]
+    def sendto(self, data: Any, *args: Any) -> int:
         """As ever; without an address (an unnamed Unix peer) there is nobody to answer."""
         if not args[-1]:
             return len(data)
-        return super().sendto(data, *args)  # type: ignore[arg-type]
+        return super().sendto(data, *args)
 
     def release(self) -> None:
         """Close this descriptor: for its owner."""

@@ -75,14 +75,8 @@ def taken(inbox: Inbox[T], meanings: Mapping[int, T | None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def on_signal(signum: int, _frame: FrameType | None) -> None:
-        meaning = meanings[signum]
-        if meaning is not None:
-            inbox.post(meaning)
-
-    previous_fd = signal.set_wakeup_fd(inbox.wakeup_fd(), warn_on_full_buffer=False)
-    previous = {signum: signal.signal(signum, on_signal) for signum in meanings}
+    previous = {signum: signal.getsignal(signum) for signum in meanings}
+    previous_fd = take(inbox, meanings)
     try:
         yield
     finally:
@@ -90,6 +84,20 @@ def taken(inbox: Inbox[T], meanings: Mapping[int, T | None]) -> Iterator[None]:
             # None: installed from C, which Python cannot put back; the default is the nearest
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(previous_fd)
+
+
+def take(inbox: Inbox[T], meanings: Mapping[int, T | None]) -> int:
+    """As ``taken``, for good: a worker keeps its handlers up to ``os._exit``. Returns the wake-up descriptor before."""
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        meaning = meanings[signum]
+        if meaning is not None:
+            inbox.post(meaning)
+
+    previous_fd = signal.set_wakeup_fd(inbox.wakeup_fd(), warn_on_full_buffer=False)
+    for signum in meanings:
+        signal.signal(signum, on_signal)
+    return previous_fd
 
 
 def block_all() -> set[signal.Signals]:

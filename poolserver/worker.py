@@ -87,12 +87,10 @@ class Worker:
             on_stop_asked=lambda: self._report(process.STOP_ASKED),
             service_interval=self._service_interval,
         )
-        with signals.taken(self._inbox, WORKER_SIGNALS):
-            self._crew.start()
-            self._report(process.READY)
-            self._crew.watch(
-                {self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned}
-            )
+        signals.take(self._inbox, WORKER_SIGNALS)
+        self._crew.start()
+        self._report(process.READY)
+        self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
         if self._crew.lost_listener:
             self._report(process.FAILED + self._crew.lost_listener.encode())
             return LISTENER_LOST_STATUS
@@ -119,7 +117,10 @@ class Worker:
         return False  # EOF stays readable
 
     def _follow_the_master(self) -> None:
-        """Have the kernel tell us when it dies, beside the lifeline; it may have died before we asked. Source: prctl(2)."""
+        """Have the kernel tell us when it dies, beside the lifeline; it may have died before we asked.
+
+        Source: prctl(2).
+        """
         _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         poller = select.poll()
         poller.register(self._seat.lifeline_fd, select.POLLIN)

@@ -4,6 +4,7 @@ Each is a process (with children) of its own that serves on a port of the kernel
 line on standard error, in poolserver's words: `NAME: ready on tcp://127.0.0.1:PORT (pid N, …)`.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ class Contestant:
 
     Args:
         label: the name in the table.
-        command: the argument vector; `{scratch}` in it becomes the run's own temporary directory.
+        command: the argument vector.
         exit_status: what `wait` must give after SIGTERM; a contestant that leaves otherwise has failed.
     """
 
@@ -41,10 +42,10 @@ def threading_tcp(handler: str) -> Contestant:
 def poolserver(handler: str, workers: int, lanes: int | None = None) -> Contestant:
     """poolserver over its command line, all defaults on; `lanes=None` leaves their number to it too.
 
-    A control socket of its own, because several services with one handler run side by side.
+    A name of its own, because the control socket is called after it and several services run side by side.
     """
     shape = f"{workers}x{lanes or 'default'}"
     command = [str(POOLSERVER), "run", handler, "-b", "tcp://127.0.0.1:0", "-w", str(workers)]
     command += ["-t", str(lanes)] if lanes else []
-    command += ["--set", f"control.socket={{scratch}}/{shape}-{handler.partition(':')[2]}.sock"]
+    command += ["--set", f"server.name=bench-{os.getpid()}-{shape}"]
     return Contestant(f"poolserver {shape}", tuple(command), exit_status=0)

@@ -17,9 +17,7 @@ import socketserver
 import struct
 from typing import NamedTuple
 
-HEADER = struct.Struct(
-    "!6H"
-)  # id, flags, and the counts of questions, answers, authorities and additional records
+HEADER = struct.Struct("!6H")  # id, flags, and the counts of questions, answers, authorities and additional records
 QUESTION_END = struct.Struct("!2H")  # type and class, after the name
 
 MAX_QUERY_BYTES = 512  # RFC 1035, 4.2.1; also with EDNS, where only replies grow

@@ -52,9 +52,7 @@ class RPCServer(SimpleXMLRPCServer):
         handler: type[SimpleXMLRPCRequestHandler] = RPCHandler,
         bind_and_activate: bool = True,
     ) -> None:
-        super().__init__(
-            address, handler, logRequests=False, allow_none=True, bind_and_activate=bind_and_activate
-        )
+        super().__init__(address, handler, logRequests=False, allow_none=True, bind_and_activate=bind_and_activate)
         self.register_introspection_functions()
         self.register_function(power, "pow")
         self.register_function(add)

@@ -58,9 +58,7 @@ class SMTPHandler(socketserver.StreamRequestHandler):
             case "HELO":
                 self.reset("250 poolserver.example")
             case "EHLO":
-                self.reset(
-                    f"250-poolserver.example\r\n250-8BITMIME\r\n250-PIPELINING\r\n250 SIZE {MAX_MAIL_BYTES}"
-                )
+                self.reset(f"250-poolserver.example\r\n250-8BITMIME\r\n250-PIPELINING\r\n250 SIZE {MAX_MAIL_BYTES}")
             case "MAIL":
                 return self.begin_mail(argument)
             case "RCPT":

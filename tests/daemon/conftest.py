@@ -1,6 +1,5 @@
 """The daemon under test: a real process over the real command line, always ended, its log always at hand."""
 
-import json
 import os
 import re
 import subprocess
@@ -69,9 +68,6 @@ class Daemon:
         self.command = command
         self.log_path = folder / f"daemon-{number}.log"
         self.out_path = folder / f"daemon-{number}.out"
-        self.control = Path(env.get("POOLSERVER_CONTROL__SOCKET", folder / "none"))
-        self.env = env
-        self.cwd = cwd
         with self.log_path.open("ab") as log, self.out_path.open("ab") as out:
             self.process = subprocess.Popen(
                 command,
@@ -188,19 +184,6 @@ class Daemon:
             assert not self.processes(), f"{self} has ended before its workers"
         return code
 
-    def cli(self, *words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run ``poolserver WORDS --control PATH`` beside it: ``daemon.cli("reload").returncode``."""
-        command = [sys.executable, "-m", "poolserver", *words, "--control", str(self.control)]
-        return subprocess.run(
-            command, env=self.env, cwd=self.cwd, capture_output=True, text=True, timeout=timeout, check=False
-        )
-
-    def status(self) -> dict:
-        """``poolserver status --json``."""
-        answer = self.cli("status", "--json")
-        assert answer.returncode == 0, answer
-        return json.loads(answer.stdout)
-
     # How it ends
 
     def __repr__(self) -> str:
@@ -249,13 +232,11 @@ class Daemon:
             print(f"--- its standard output\n{output}", end="")
 
 
-def environment(changes: Mapping[str, str | None], control: Path) -> dict[str, str]:
+def environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     """This process's environment, with ``changes`` and without what would configure a daemon."""
     is_foreign = re.compile("POOLSERVER_|LISTEN_|NOTIFY_SOCKET|WATCHDOG_|RUNTIME_DIRECTORY").match
     env: dict[str, str | None] = {name: value for name, value in os.environ.items() if not is_foreign(name)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-    # The usual place is one for each handler's name, and tests run beside each other.
-    env["POOLSERVER_CONTROL__SOCKET"] = str(control)
     env.update(changes)
     return {name: value for name, value in env.items() if value is not None}
 
@@ -298,8 +279,7 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         command += [word for url in urls for word in ("-b", url)]
         command += ["-w", str(workers)] if workers is not None else []
         command += ["-t", str(threads)] if threads is not None else []
-        control = tmp_path / f"control-{number}"
-        started.append(Daemon([*command, *options], tmp_path, number, environment(env or {}, control), cwd or tmp_path))
+        started.append(Daemon([*command, *options], tmp_path, number, environment(env or {}), cwd or tmp_path))
         return started[-1].wait_ready() if ready else started[-1]
 
     try:

@@ -42,9 +42,7 @@ class Sources:
         given_options = {key.replace("__", "."): Option(value, "--set") for key, value in options.items()}
         return load(self.path, environ or {}, given_options)
 
-    def errors(
-        self, text: str | bytes, environ: Mapping[str, str] | None = None, **options: str
-    ) -> list[str]:
+    def errors(self, text: str | bytes, environ: Mapping[str, str] | None = None, **options: str) -> list[str]:
         """Return the error lines that a load ends with, the directory cut from them."""
         with pytest.raises(ConfigError) as caught:
             self.load(text, environ, **options)
@@ -115,9 +113,7 @@ def test_library_sections_have_the_callers_origin() -> None:
 
 def test_library_mistakes_name_the_caller() -> None:
     """A library caller's mistake is told with the origin it gave."""
-    with pytest.raises(
-        ConfigError, match=r'^Service\.limits: pool\.thread: unknown key \(did you mean "threads"'
-    ):
+    with pytest.raises(ConfigError, match=r'^Service\.limits: pool\.thread: unknown key \(did you mean "threads"'):
         from_sections({"pool": {"thread": 5}}, origin="Service.limits")
 
 
@@ -154,9 +150,7 @@ def test_paths_in_a_file_start_at_the_file(sources: Sources) -> None:
     assert sources.load("").config.server.pythonpath == (str(here),)
 
 
-def test_paths_without_a_file_start_at_the_current_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_without_a_file_start_at_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a file the current directory is importable."""
     monkeypatch.chdir(tmp_path)
     server = set_options(server__chdir="run").config.server
@@ -211,9 +205,7 @@ def test_duration_text_is_seconds(text: str, seconds: float) -> None:
     assert from_sections({"timeouts": {"graceful": text}}).config.timeouts.graceful == seconds
 
 
-@pytest.mark.parametrize(
-    "text", ["-1", "-5s", "nan", "inf", "1e3", "30 s", "s", "", "5M", "٣s", "9" * 5000, "99999h"]
-)
+@pytest.mark.parametrize("text", ["-1", "-5s", "nan", "inf", "1e3", "30 s", "s", "", "5M", "٣s", "9" * 5000, "99999h"])
 def test_impossible_duration_is_refused(text: str) -> None:
     """Durations are finite, not negative, and of known units."""
     assert refusal(timeouts__idle=text).startswith("--set: timeouts.idle: must be a duration such as 30")
@@ -224,9 +216,7 @@ def test_zero_boot_is_refused() -> None:
     assert refusal(timeouts__boot="0s") == '--set: timeouts.boot: must be more than 0, not "0s"'
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("0", 0), ("4096", 4096), ("16K", 16384), ("1m", 1 << 20), ("1G", 1 << 30)]
-)
+@pytest.mark.parametrize(("text", "size"), [("0", 0), ("4096", 4096), ("16K", 16384), ("1m", 1 << 20), ("1G", 1 << 30)])
 def test_size_text_is_bytes(text: str, size: int) -> None:
     """Sizes are bytes or text with a binary unit."""
     assert set_options(socket__receive_buffer=text).config.socket.receive_buffer == size
@@ -282,9 +272,7 @@ def test_list_text_is_toml_or_comma_separated(text: str | tuple[str, ...], items
     assert set_options(server__bind=text).config.server.bind == items
 
 
-@pytest.mark.parametrize(
-    "text", ["[", '["a"', "[" * 20000, '["a"]\nx = 1', "[" + "9" * 5000 + "]", "[1]", '[""]']
-)
+@pytest.mark.parametrize("text", ["[", '["a"', "[" * 20000, '["a"]\nx = 1', "[" + "9" * 5000 + "]", "[1]", '[""]'])
 def test_broken_list_text_is_refused(text: str) -> None:
     """A broken array is one clean error."""
     line = refusal(server__bind=text)
@@ -299,9 +287,7 @@ def test_empty_bind_is_refused() -> None:
 
 def test_list_item_of_wrong_type_is_counted(sources: Sources) -> None:
     """An error in a list says which item."""
-    assert sources.errors('server.bind = ["a", 5]') == [
-        "poolserver.toml:1: server.bind: item 2 must be text, not 5"
-    ]
+    assert sources.errors('server.bind = ["a", 5]') == ["poolserver.toml:1: server.bind: item 2 must be text, not 5"]
 
 
 @pytest.mark.parametrize(("text", "workers"), [("auto", "auto"), ("0", 0), ("1024", 1024)])
@@ -432,9 +418,7 @@ def test_key_outside_any_section_is_told_its_home(sources: Sources) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "kind"), [("pool = 5", "5"), ("[[pool]]", "a list"), ("pool = []", "a list")]
-)
+@pytest.mark.parametrize(("text", "kind"), [("pool = 5", "5"), ("[[pool]]", "a list"), ("pool = []", "a list")])
 def test_section_that_is_no_table_is_refused(sources: Sources, text: str, kind: str) -> None:
     """A section is a table."""
     assert sources.errors(text) == [f"poolserver.toml:1: pool: must be a table ([pool]), not {kind}"]
@@ -651,12 +635,8 @@ def assert_survives_printing(loaded: Loaded) -> None:
 
 def written(document: Mapping[str, Any], prefix: str = "") -> str:
     """Write nested dicts as TOML, scalars before tables."""
-    scalars = "".join(
-        f"{json.dumps(k)} = {value_text(v)}\n" for k, v in document.items() if not isinstance(v, dict)
-    )
-    tables = (
-        (f"{prefix}{json.dumps(key)}", value) for key, value in document.items() if isinstance(value, dict)
-    )
+    scalars = "".join(f"{json.dumps(k)} = {value_text(v)}\n" for k, v in document.items() if not isinstance(v, dict))
+    tables = ((f"{prefix}{json.dumps(key)}", value) for key, value in document.items() if isinstance(value, dict))
     return scalars + "".join(f"[{name}]\n{written(table, f'{name}.')}" for name, table in tables)
 
 
@@ -668,15 +648,11 @@ def value_text(value: Any) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
 
 
-words = st.sampled_from(
-    ["30s", "512M", "0660", "auto", "tcp://:1", "true", "off", "info", "text", "8", "[", '["a"]']
-)
+words = st.sampled_from(["30s", "512M", "0660", "auto", "tcp://:1", "true", "off", "info", "text", "8", "[", '["a"]'])
 texts = words | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 scalars = st.booleans() | st.integers() | st.integers(0, 70_000) | st.floats() | texts
 values = scalars | st.lists(scalars, max_size=3)
-key_names = st.sampled_from([key.partition(".")[2] for key in KNOWN_KEYS]) | st.text(
-    string.printable[:95], max_size=8
-)
+key_names = st.sampled_from([key.partition(".")[2] for key in KNOWN_KEYS]) | st.text(string.printable[:95], max_size=8)
 documents = st.dictionaries(
     st.sampled_from(sorted(SECTIONS)) | st.text(string.ascii_lowercase, max_size=8),
     st.dictionaries(key_names, values | st.dictionaries(key_names, values, max_size=2), max_size=4) | values,
@@ -732,9 +708,7 @@ def test_random_bytes_load_or_are_refused(tmp_path_factory: pytest.TempPathFacto
 
 @given(documents)
 @settings(deadline=None, max_examples=300)
-def test_random_tables_load_or_are_refused(
-    tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]
-) -> None:
+def test_random_tables_load_or_are_refused(tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]) -> None:
     """Whatever tables TOML holds, the result is a configuration or a ConfigError, and keys have lines."""
     text = written(document)
     tomllib.loads(text)
@@ -742,9 +716,7 @@ def test_random_tables_load_or_are_refused(
     path.write_text(text)
     assert_loads_or_is_refused(lambda: load(path, {}, {}))
     top = {(key,) for key in document}
-    below = {
-        (section, key) for section, table in document.items() if isinstance(table, dict) for key in table
-    }
+    below = {(section, key) for section, table in document.items() if isinstance(table, dict) for key in table}
     assert set(key_lines(text)) == top | below
 
 
@@ -755,11 +727,7 @@ def test_random_environment_loads_or_is_refused(environ: dict[str, str]) -> None
     assert_loads_or_is_refused(lambda: load(None, environ, {}))
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(KNOWN_KEYS) | os_texts, os_texts | st.lists(os_texts).map(tuple), max_size=5
-    )
-)
+@given(st.dictionaries(st.sampled_from(KNOWN_KEYS) | os_texts, os_texts | st.lists(os_texts).map(tuple), max_size=5))
 @settings(deadline=None, max_examples=300)
 def test_random_options_load_or_are_refused(options: dict[str, str | tuple[str, ...]]) -> None:
     """Whatever the command line holds, the result is a configuration or a ConfigError."""
@@ -767,11 +735,7 @@ def test_random_options_load_or_are_refused(options: dict[str, str | tuple[str, 
     assert_loads_or_is_refused(lambda: load(None, {}, given_options))
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(sorted(SECTIONS)), st.dictionaries(key_names, values | st.none()), max_size=3
-    )
-)
+@given(st.dictionaries(st.sampled_from(sorted(SECTIONS)), st.dictionaries(key_names, values | st.none()), max_size=3))
 @settings(deadline=None)
 def test_random_library_sections_load_or_are_refused(sections: dict[str, dict[str, object]]) -> None:
     """Whatever a library caller gives, the result is a configuration or a ConfigError."""

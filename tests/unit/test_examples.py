@@ -92,9 +92,7 @@ class TestEcho:
         """More than one read's worth returns byte for byte, then the end."""
         payload = bytes(range(256)) * 1024
         with talking_to(EchoHandler) as client:
-            sender = threading.Thread(
-                target=lambda: (client.sendall(payload), client.shutdown(socket.SHUT_WR))
-            )
+            sender = threading.Thread(target=lambda: (client.sendall(payload), client.shutdown(socket.SHUT_WR)))
             sender.start()
             with client.makefile("rb") as replies:
                 assert replies.read() == payload
@@ -146,9 +144,7 @@ class TestKeyValue:
         replies = converse(KeyValueHandler, b"CONFIG GET save\r\nCONFIG GET nothing\r\n")
         assert replies == b"*2\r\n$4\r\nsave\r\n$0\r\n\r\n*0\r\n"
 
-    @pytest.mark.parametrize(
-        "command", [b"GET", b"SET k", b"DEL", b"CONFIG SET save x", b"PING a b", b"EVAL x"]
-    )
+    @pytest.mark.parametrize("command", [b"GET", b"SET k", b"DEL", b"CONFIG SET save x", b"PING a b", b"EVAL x"])
     def test_wrong_command_is_answered_and_the_conversation_goes_on(self, command):
         """An error for it, then the next command's reply."""
         first, second = converse(KeyValueHandler, command + b"\r\nPING\r\n").splitlines()

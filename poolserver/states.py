@@ -1,0 +1,55 @@
+"""What the pool keeps: the states, and a record for each worker and each slot. Pure data."""
+
+import enum
+from dataclasses import dataclass
+
+
+class WorkerState(enum.Enum):
+    STARTING = "starting"
+    READY = "ready"
+    RETIRING = "retiring"
+    STOPPING = "stopping"  # told to leave at once
+    KILLED = "killed"  # sent KILL; only its burial is left
+
+
+class PoolState(enum.Enum):
+    STARTING = "starting"  # not every worker has accepted yet
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the operator set. Times in seconds.
+
+    ``resident``: the one worker is this process itself (``-w 0``, thread servers), so its number cannot change.
+    """
+
+    workers: int
+    boot_timeout: float = 30.0
+    graceful_timeout: float = 30.0
+    resident: bool = False
+
+
+@dataclass(slots=True)
+class Worker:
+    """One started worker process, from its fork to its burial."""
+
+    serial: int
+    slot: int
+    state: WorkerState
+    deadline: float
+    was_ready: bool = False
+    killed_for: str = ""
+
+
+@dataclass(slots=True)
+class Slot:
+    """A stable number. ``due`` is when its next worker is to start; None while it has one."""
+
+    number: int
+    failures: int = 0
+    has_started: bool = False
+    due: float | None = 0.0

@@ -1,0 +1,93 @@
+"""The file of a Unix socket: replace a stale one, never a live one; remove only what we made."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import select
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from poolserver.errors import SystemRefusedError
+
+_log = logging.getLogger("poolserver")
+
+UNIX_LOCK_TIMEOUT = 5.0
+"""Seconds to wait for another starter that is binding in the same directory; it needs milliseconds."""
+
+
+@contextlib.contextmanager
+def claimed(path: str, is_stream: bool) -> Iterator[None]:
+    """While the block runs, ``path`` is free to bind and no other starter judges it.
+
+    Raises:
+        OSError: EADDRINUSE, a live server owns it; EEXIST, it is not a socket; or the folder cannot be used.
+        SystemRefusedError: another process keeps the folder locked.
+    """
+    with _lock(Path(path).parent):
+        _clear_stale(path, is_stream)
+        yield
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Hold flock(2) on the directory itself: needs no right to write and leaves no file behind."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        waiter = select.poll()
+        for _ in range(int(UNIX_LOCK_TIMEOUT / 0.01)):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiter.poll(10)  # flock has no time-out of its own
+        else:
+            raise SystemRefusedError(f"another process has kept {directory} locked for {UNIX_LOCK_TIMEOUT:g} s")
+        yield
+    finally:
+        os.close(fd)
+
+
+def _clear_stale(path: str, is_stream: bool) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "the path exists and is not a socket; move it away")
+    if _is_alive(path, is_stream):
+        raise OSError(errno.EADDRINUSE, "a live server owns this socket")
+    Path(path).unlink()
+
+
+def _is_alive(path: str, is_stream: bool) -> bool:
+    """Only ECONNREFUSED says that nobody listens. Source: unix(7)."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM) if is_stream else (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                return False
+            except OSError as error:
+                if error.errno == errno.EPROTOTYPE:  # alive, of the other kind
+                    continue
+                if error.errno == errno.ENOENT:
+                    return False
+        return True
+    return True
+
+
+def unlink_if_ours(path: str, inode: tuple[int, int]) -> None:
+    """A newer daemon may have put its own socket at this path: that one stays."""
+    try:
+        found = Path(path).lstat()
+        if (found.st_dev, found.st_ino) == inode:
+            Path(path).unlink()
+    except FileNotFoundError:
+        pass  # somebody removed it before us
+    except OSError as error:
+        _log.warning("cannot remove %s: %s", path, error.strerror)
