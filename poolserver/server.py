@@ -166,6 +166,9 @@ class PreForkMixIn(PoolMixIn):
 
     workers: int | Literal["auto"] = "auto"
 
+    active_children: set[int] | None = None
+    """Read by programs that look after ForkingMixIn's children; ours are never theirs to wait for."""
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a lane: handle it here. For ``handle_request``: in a forked child, which is waited for."""
         if self.crew is not None:

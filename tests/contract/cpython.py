@@ -21,6 +21,9 @@ import poolserver
 
 NO_TESTS_STATUS = 78
 
+LEAVE_TIMEOUT = 5.0
+"""Seconds for a thread that is over to be gone; it needs microseconds."""
+
 _NAMES = "compares a stock module's __all__ with its names, which the substitution changes; no server in it"
 _BOOKKEEPING = "reads ThreadingMixIn's private list of threads (server._threads)"
 _RAISES = "SystemExit of a handler ends a lane's request, not the caller of handle_request"
@@ -95,7 +98,6 @@ def _socketserver(stock: str, ours: str, *more: str) -> dict[tuple[ModuleType, s
 
 
 def _http() -> dict[tuple[ModuleType, str], type]:
-    names = ["HTTPServer", "ThreadingHTTPServer"]
     return {
         (http.server, "HTTPServer"): poolserver.PreThreadHTTPServer,
         (http.server, "ThreadingHTTPServer"): prethreaded(http.server.ThreadingHTTPServer),
@@ -141,7 +143,10 @@ def _cases(tests: ModuleType) -> Iterator[unittest.TestCase]:
 
 def left_behind() -> list[str]:
     """Threads and children that outlived the tests, and whether test.support saw one (it waits for a while first)."""
-    found = [f"thread {thread.name}" for thread in threading.enumerate() if thread is not threading.main_thread()]
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    for thread in others:
+        thread.join(LEAVE_TIMEOUT)
+    found = [f"thread {thread.name}" for thread in others if thread.is_alive()]
     try:
         found.append(f"child {os.waitpid(-1, os.WNOHANG)}")
     except ChildProcessError:
