@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from poolserver.adapter import peer_name
-from poolserver.lane import Lane, Station
+from poolserver.lane import Lane, Shortage, Station
 from poolserver.listener import queue_length, revive
 from poolserver.scoreboard import Row
 from poolserver.shared_socket import SharedSocket
@@ -27,6 +27,9 @@ _log = logging.getLogger("poolserver")
 
 TICK = 1.0
 """Seconds between looks at what no descriptor tells: a lane that died, a listener made blocking by a stranger."""
+
+DRAIN_LOOK = 0.1
+"""Seconds between looks, while draining, whether the accept queues are served and the listeners can be closed."""
 
 CUT_GRACE = 0.5
 """Seconds that a handler has to come back once its connection was shut down under it."""
@@ -57,22 +60,24 @@ class Crew:
         *,
         backlog: int,
         on_stop_asked: Callable[[], None],
+        on_released: Callable[[], None] = lambda: None,
         service_interval: float = 0.5,
     ) -> None:
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
         self.wait_timeout = TICK * len(rows)  # one look a second by the whole crew, in turns
         self.serves_queue = False
-        self.is_short_of_descriptors = False
+        self.shortage = Shortage()
         self.lost_listener = ""
         self.cut_count = 0
         self._rows = rows
         self._backlog = backlog
         self._on_stop_asked = on_stop_asked
+        self._on_released = on_released
+        self._is_released = False
         self._service_interval = service_interval
         self._phase = Phase.SERVING
         self._phase_ends = math.inf
         self._idle_ends = math.inf
-        self._shortage_since = 0.0
         self._next_tick = 0.0
         self._next_service = math.inf
         self._lock = threading.Lock()  # between retire/cut from one thread and the watcher
@@ -92,23 +97,6 @@ class Crew:
     def ask_stop(self) -> None:
         """A handler, or a thread that it started, called ``server.shutdown()``."""
         self._on_stop_asked()
-
-    def note_shortage(self, error: OSError) -> None:
-        """Out of descriptors: one line for each episode, whichever lane meets it first."""
-        with self._lock:
-            if self.is_short_of_descriptors:
-                return
-            self.is_short_of_descriptors = True
-            self._shortage_since = time.monotonic()
-        _log.error("accepting is paused: %s; raise LimitNOFILE, or serve fewer at once", error.strerror)
-
-    def note_relief(self) -> None:
-        with self._lock:
-            if not self.is_short_of_descriptors:
-                return
-            self.is_short_of_descriptors = False
-            seconds = time.monotonic() - self._shortage_since
-        _log.warning("accepting again after %.1f s", seconds)
 
     def mend(self, station: Station, error: OSError) -> None:
         """A listener that a handler broke.
@@ -170,10 +158,15 @@ class Crew:
         self._wake()
 
     def release_streams(self) -> None:
-        """For an orphan that is retiring: close the lanes' descriptors of stream listeners, which no handler needs."""
+        """While retiring: close the stream listeners, which no handler needs, so that newcomers are refused at once and
+        the address is free; ``on_released`` closes the process's other copies. Datagram handlers answer by theirs."""
+        if self._is_released:
+            return
+        self._is_released = True
         for station in self.stations.values():
             if station.is_stream and isinstance(station.server.socket, SharedSocket):
                 station.server.socket.release()
+        self._on_released()
 
     def watch(self, others: Mapping[int, Callable[[], bool]] | None = None) -> None:
         """Keep the lanes going until all have left or were given up.
@@ -235,7 +228,8 @@ class Crew:
     def _deadline(self) -> float:
         if self._phase is Phase.SERVING:
             return min(self._next_tick, self._next_service)
-        return min(self._phase_ends, self._idle_ends, self._next_service)
+        next_drain_look = math.inf if self._is_released else time.monotonic() + DRAIN_LOOK
+        return min(self._phase_ends, self._idle_ends, self._next_service, next_drain_look)
 
     def _tick(self, now: float) -> None:
         if now < self._next_tick:
@@ -251,6 +245,8 @@ class Crew:
                 os.set_blocking(station.fd, False)
 
     def _drain(self, alive: list[Lane], now: float) -> None:
+        if all(lane.request is not None for lane in alive) and not (self.serves_queue and self._has_queue()):
+            self.release_streams()
         if now >= self._phase_ends:
             self.serves_queue = False
             self._enter(Phase.CUTTING, CUT_GRACE)
@@ -259,6 +255,13 @@ class Crew:
             self._idle_ends = math.inf
             if not self.serves_queue and all(lane.request is None for lane in alive):
                 self._phase = Phase.OVER  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
+
+    def _has_queue(self) -> bool:
+        poller = select.poll()
+        for station in self.stations.values():
+            if station.is_stream:
+                poller.register(station.fd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def _cut_open(self) -> None:
         busy = [lane for lane in self._lanes if lane.request is not None]

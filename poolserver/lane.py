@@ -7,6 +7,8 @@ import errno
 import logging
 import select
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +48,31 @@ class Station:
     queued: int = 0
 
 
+class Shortage:
+    """Out of descriptors or memory: one line for each episode, whichever lane of the crew meets it first."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self._since = 0.0
+        self._lock = threading.Lock()
+
+    def begin(self, error: OSError) -> None:
+        with self._lock:
+            if self.is_on:
+                return
+            self.is_on = True
+            self._since = time.monotonic()
+        _log.error("accepting is paused: %s; raise LimitNOFILE, or serve fewer at once", error.strerror)
+
+    def end(self) -> None:
+        with self._lock:
+            if not self.is_on:
+                return
+            self.is_on = False
+            seconds = time.monotonic() - self._since
+        _log.warning("accepting again after %.1f s", seconds)
+
+
 class CrewOfLane(Protocol):
     """What a lane asks of its crew."""
 
@@ -54,14 +81,10 @@ class CrewOfLane(Protocol):
     stop_fd: int
     wait_timeout: float
     serves_queue: bool
-    is_short_of_descriptors: bool
+    shortage: Shortage
 
     @property
     def is_leaving(self) -> bool: ...
-
-    def note_shortage(self, error: OSError) -> None: ...
-
-    def note_relief(self) -> None: ...
 
     def mend(self, station: Station, error: OSError) -> None: ...
 
@@ -113,8 +136,8 @@ class Lane:
             self._report("get_request failed")
             return False
         self._fruitless = 0
-        if self._crew.is_short_of_descriptors:
-            self._crew.note_relief()
+        if self._crew.shortage.is_on:
+            self._crew.shortage.end()
         if station.is_unix_stream:
             address = address or unix_peer(request)
             set_idle_timeout(request, station.idle_timeout)
@@ -164,7 +187,7 @@ class Lane:
 
     def _on_accept_error(self, station: Station, error: OSError) -> bool:
         if error.errno in _OUT_OF_RESOURCES:
-            self._crew.note_shortage(error)
+            self._crew.shortage.begin(error)
             self._pause()
         elif error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
             self._crew.mend(station, error)

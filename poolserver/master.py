@@ -30,7 +30,6 @@ from poolserver.events import (
     WorkerExited,
     WorkerReady,
 )
-from poolserver.listener import Listener
 from poolserver.pool import Pool
 from poolserver.process import Report
 from poolserver.scoreboard import Berth, Scoreboard
@@ -71,7 +70,7 @@ May raise SystemRefusedError.
 
 
 class Master:
-    """Owns the workers' handles and berths until ``run`` returns. Listeners, inbox and scoreboard are its caller's."""
+    """Owns the workers' handles and berths until ``run`` returns. Inbox and scoreboard are its caller's."""
 
     def __init__(
         self,
@@ -79,18 +78,18 @@ class Master:
         spawn: Spawn,
         inbox: Inbox[Command],
         board: Scoreboard,
-        listeners: Sequence[Listener],
         *,
         threads: int,
         on_ready: Callable[[], None],
+        on_close_door: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._spawn = spawn
         self._inbox = inbox
         self._board = board
-        self._listeners = listeners
         self._threads = threads
         self._on_ready = on_ready
+        self._on_close_door = on_close_door
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
 
@@ -183,8 +182,7 @@ class Master:
             case Announce():
                 self._on_ready()
             case CloseDoor():
-                for listener in self._listeners:
-                    listener.close_door()
+                self._on_close_door()
             case ReopenLogs():
                 log.reopen()
             case Say(level, text, details):

@@ -34,13 +34,6 @@ RESPAWNS_PER_SECOND = 20
 """Replacements of workers that had been ready, for the whole pool: a poisonous request neither empties it nor burns
 the machine."""
 
-FIRST_DELAY = 0.5
-DELAY_GROWTH = 1.5
-LONGEST_DELAY = 30.0
-DELAY_JITTER = 0.2
-"""Back-off of a worker that dies before it was ready: at once, then 0.5 s × 1.5ⁿ up to 30 s, each ± 20 % so that
-the slots of a broken pool do not try in step."""
-
 DRAIN_GRACE = 1.5
 """Seconds after ``graceful`` before KILL: a worker cuts its connections at ``graceful`` itself, and says so."""
 
@@ -149,7 +142,7 @@ class Pool:
         if slot is None:
             return
         first, _, details = (worker.killed_for or reason or how).partition("\n")
-        self._put_off(slot)
+        slot.put_off(self._now, self.jitter())
         delay = (slot.due or self._now) - self._now
         retry = f"; next try in {delay:.1f} s" if self._was_ever_ready else ""
         self._say("ERROR", f"worker {worker.slot} could not start: {first}{retry}", details)
@@ -270,14 +263,6 @@ class Pool:
         if slot is not None and slot.due is None and not taken:
             slot.due = self._now
 
-    def _put_off(self, slot: Slot) -> None:
-        slot.failures += 1
-        delay = 0.0
-        if slot.failures > 1:
-            delay = min(FIRST_DELAY * DELAY_GROWTH ** (slot.failures - 2), LONGEST_DELAY)
-            delay *= 1 + DELAY_JITTER * (2 * self.jitter() - 1)
-        slot.due = self._now + delay
-
     def _slot_of(self, worker: Worker) -> Slot | None:
         return self.slots[worker.slot] if worker.slot < len(self.slots) else None
 
@@ -285,7 +270,7 @@ class Pool:
         slot = self._slot_of(worker)
         if slot is not None:
             slot.failures = max(slot.failures, 1)  # trying at once would only fail again
-            self._put_off(slot)
+            slot.put_off(self._now, self.jitter())
         self._say("ERROR", f"worker {worker.slot} could not be forked: {reason}")
         self._boot_failure = Finish(Ending.NO_FORK, reason)
 

@@ -142,9 +142,9 @@ class PoolMixIn(LaneServer):
                     spawn_worker,
                     inbox,
                     board,
-                    [listener],
                     threads=self.threads,
                     on_ready=lambda: _log.debug("ready on %s", listener.url),
+                    on_close_door=lambda: None,  # the socket is its owner's, who may serve again
                 )
                 master.run()
 

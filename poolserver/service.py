@@ -154,8 +154,9 @@ def resident_spawn(
     *,
     graceful_timeout: float,
     service_interval: float = 0.5,
+    on_released: Callable[[], None] = lambda: None,
 ) -> Spawn:
-    """The one worker that is this process."""
+    """The one worker that is this process. ``on_released``: its lanes need the stream listeners no more."""
 
     def spawn(_start: Start, berth: Berth, _siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         resident = Resident(graceful_timeout)
@@ -164,6 +165,7 @@ def resident_spawn(
             board.rows(berth),
             backlog=listeners[0].options.backlog,
             on_stop_asked=resident.ask_stop,
+            on_released=on_released,
             service_interval=service_interval,
         )
         resident.start(crew)
@@ -183,7 +185,13 @@ def _supervise(
     spawning: contextlib.AbstractContextManager[Spawn]
     if workers == 0:
         spawning = contextlib.nullcontext(
-            resident_spawn(listeners, make_stations, board, graceful_timeout=timeouts.graceful)
+            resident_spawn(
+                listeners,
+                make_stations,
+                board,
+                graceful_timeout=timeouts.graceful,
+                on_released=lambda: _close_streams(listeners),
+            )
         )
     else:
         name = settings.server.service_name
@@ -195,9 +203,9 @@ def _supervise(
             spawn,
             inbox,
             board,
-            listeners,
             threads=settings.pool.threads,
             on_ready=lambda: log.announce(_ready_line(listeners, policy.workers, settings.pool.threads)),
+            on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
         )
         master.run()
     totals = board.all_totals()
@@ -214,6 +222,21 @@ def _load(settings: Config, handler: type | None) -> handlers.Service:
 def _ready_line(listeners: Sequence[Listener], workers: int, threads: int) -> str:
     urls = ", ".join(listener.url for listener in listeners)
     return f"ready on {urls} (pid {os.getpid()}, {workers} workers x {threads} lanes)"
+
+
+def _close_door(listeners: Sequence[Listener], *, has_lanes: bool) -> None:
+    """Let nobody in any more. Without lanes here, our copies close too: the last worker to have served its queue then
+    frees the address, and newcomers are refused instead of waiting for the longest conversation to end."""
+    for listener in listeners:
+        listener.close_door()
+        if not has_lanes:
+            listener.close()
+
+
+def _close_streams(listeners: Sequence[Listener]) -> None:
+    for listener in listeners:
+        if listener.is_stream:
+            listener.close()
 
 
 def _change_directory(path: str) -> None:

@@ -2,10 +2,15 @@
 
 import logging
 import os
+import select
 import socket
 from typing import Any
 
 _log = logging.getLogger("poolserver")
+
+
+SEND_PATIENCE = 1
+"""Seconds that an answer by datagram waits for room in the send buffer; then the handler sees BlockingIOError."""
 
 
 class SharedSocket(socket.socket):
@@ -51,7 +56,13 @@ class SharedSocket(socket.socket):
         """As ever; without an address (an unnamed Unix peer) there is nobody to answer."""
         if not args[-1]:
             return len(data)
-        return super().sendto(data, *args)
+        try:
+            return super().sendto(data, *args)
+        except BlockingIOError:
+            poller = select.poll()  # a full send buffer: a handler expects a socket that waits
+            poller.register(self, select.POLLOUT)
+            poller.poll(SEND_PATIENCE * 1000)
+            return super().sendto(data, *args)
 
     def release(self) -> None:
         """Close this descriptor: for its owner."""

@@ -3,6 +3,13 @@
 import enum
 from dataclasses import dataclass
 
+FIRST_DELAY = 0.5
+DELAY_GROWTH = 1.5
+LONGEST_DELAY = 30.0
+DELAY_JITTER = 0.2
+"""Back-off of a worker that dies before it was ready: at once, then 0.5 s × 1.5ⁿ up to 30 s, each ± 20 % so that
+the slots of a broken pool do not try in step."""
+
 
 class WorkerState(enum.Enum):
     STARTING = "starting"
@@ -53,3 +60,12 @@ class Slot:
     failures: int = 0
     has_started: bool = False
     due: float | None = 0.0
+
+    def put_off(self, now: float, jitter: float) -> None:
+        """Its worker died before it was ready: the next one at once, then later and later. ``jitter`` is 0 to 1."""
+        self.failures += 1
+        delay = 0.0
+        if self.failures > 1:
+            delay = min(FIRST_DELAY * DELAY_GROWTH ** min(self.failures - 2, 100), LONGEST_DELAY)
+            delay *= 1 + DELAY_JITTER * (2 * jitter - 1)
+        self.due = now + delay

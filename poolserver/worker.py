@@ -85,6 +85,7 @@ class Worker:
             self._rows,
             backlog=self._listeners[0].options.backlog,
             on_stop_asked=lambda: self._report(process.STOP_ASKED),
+            on_released=self._close_stream_listeners,
             service_interval=self._service_interval,
         )
         signals.take(self._inbox, WORKER_SIGNALS)
@@ -111,10 +112,12 @@ class Worker:
         _log.error("the master is gone: leaving")
         self._crew.retire(min(self._graceful_timeout, ORPHAN_TIMEOUT), serve_queue=False)
         self._crew.release_streams()
+        return False  # EOF stays readable
+
+    def _close_stream_listeners(self) -> None:
         for listener in self._listeners:
             if listener.is_stream:
                 listener.socket.close()
-        return False  # EOF stays readable
 
     def _follow_the_master(self) -> None:
         """Have the kernel tell us when it dies, beside the lifeline; it may have died before we asked.
