@@ -41,6 +41,8 @@ MAX_PEERS_NAMED = 10
 
 
 class Phase(enum.Enum):
+    """Where a crew is on its way out; it only moves forward."""
+
     SERVING = "serving"
     DRAINING = "draining"  # no new connections but the queue; open ones finish
     CUTTING = "cutting"  # what is open was shut down
@@ -132,8 +134,7 @@ class Crew:
             self._start_thread(self._lanes[-1])
 
     def retire(self, within: float, *, serve_queue: bool) -> None:
-        """Take no new connections but, if asked, those queued now; give the open ones ``within`` seconds, then cut
-        them."""
+        """Take no new connections but, if asked, the queued; give open ones ``within`` seconds, then cut them."""
         with self._lock:
             if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
                 for station in self.stations.values():
@@ -185,14 +186,16 @@ class Crew:
                     poller.unregister(fd)
             self._look(time.monotonic())
 
-    def watch_beside(self, on_over: Callable[[], None]) -> None:
+    def watch_beside(self, on_over: Callable[[], None]) -> threading.Thread:
         """Watch from a thread of our own, for a process whose main loop is another's; ``on_over`` is its last call."""
 
         def run() -> None:
             self.watch()
             on_over()
 
-        threading.Thread(target=run, name="crew", daemon=True).start()
+        watcher = threading.Thread(target=run, name="crew", daemon=True)
+        watcher.start()
+        return watcher
 
     def close(self) -> None:
         """Give the descriptors back.

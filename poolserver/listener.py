@@ -245,7 +245,7 @@ def _bound(address: Address, options: Options) -> tuple[Address, socket.socket]:
 def _bind_path(address: Address, options: Options) -> Listener:
     """Replace a stale file, never a live one. The directory's lock keeps two starters from judging at once."""
     path = str(address.sockaddr)
-    with claimed(path, address.is_stream):
+    with claimed(path):
         bound, sock = _bound(address, options)
         Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
         found = Path(path).stat()

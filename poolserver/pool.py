@@ -5,7 +5,6 @@ A state × event table. No operating system here: time is passed in, what is to 
 """
 
 import collections
-import enum
 import math
 import random
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from poolserver.events import (
     WorkerExited,
     WorkerReady,
 )
-from poolserver.states import Policy, PoolState, Slot, Worker, WorkerState
+from poolserver.states import Happening, Policy, PoolState, Slot, Worker, WorkerState
 
 RESPAWNS_PER_SECOND = 20
 """Replacements of workers that had been ready, for the whole pool: a poisonous request neither empties it nor burns
@@ -39,14 +38,6 @@ DRAIN_GRACE = 1.5
 
 STOP_GRACE = 2.0
 """Seconds that a worker told to stop now has before KILL."""
-
-
-class Happening(enum.Enum):
-    """What can befall one worker."""
-
-    READY = "accepts"
-    EXITED = "was reaped"
-    OVERDUE = "passed its deadline"
 
 
 @dataclass
@@ -82,6 +73,8 @@ class Pool:
         """Take ``event`` at ``now`` (monotonic seconds) and say what is to be done, in order."""
         self._now = now
         self._actions = []
+        if self.state is PoolState.STOPPED:
+            return []
         if event is not None:
             self._take(event)
         for worker in [each for each in self.workers.values() if each.deadline <= now]:

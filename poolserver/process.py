@@ -26,6 +26,8 @@ MAX_REASON_BYTES = 16384
 
 
 class Report(enum.Enum):
+    """What a worker tells while it lives."""
+
     READY = "ready"
     STOP_ASKED = "a handler asked the service to stop"
 

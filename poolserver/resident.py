@@ -37,7 +37,7 @@ class Resident:
         self._crew = crew
         crew.start()
         self._tell(READY)
-        crew.watch_beside(lambda: self._tell(_OVER))
+        self._watcher = crew.watch_beside(lambda: self._tell(_OVER))
 
     def descriptors(self) -> list[int]:
         return [self._read_fd]
@@ -65,6 +65,7 @@ class Resident:
             self._crew.retire(self._graceful_timeout, serve_queue=signum == Order.DRAIN.value)
 
     def close(self) -> None:
+        self._watcher.join()  # it has told that the crew is over, which was its last act
         self._crew.close()
         os.close(self._read_fd)
         os.close(self._write_fd)

@@ -109,6 +109,7 @@ def block_all() -> set[signal.Signals]:
 
 
 def restore_mask(mask: set[signal.Signals]) -> None:
+    """The mask that ``block_all`` gave."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 

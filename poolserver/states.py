@@ -12,6 +12,8 @@ the slots of a broken pool do not try in step."""
 
 
 class WorkerState(enum.Enum):
+    """Where a worker is between its fork and its burial."""
+
     STARTING = "starting"
     READY = "ready"
     RETIRING = "retiring"
@@ -20,11 +22,21 @@ class WorkerState(enum.Enum):
 
 
 class PoolState(enum.Enum):
+    """Where the service is."""
+
     STARTING = "starting"  # not every worker has accepted yet
     SERVING = "serving"
     DRAINING = "draining"
     STOPPING = "stopping"
     STOPPED = "stopped"
+
+
+class Happening(enum.Enum):
+    """What can befall one worker."""
+
+    READY = "accepts"
+    EXITED = "was reaped"
+    OVERDUE = "passed its deadline"
 
 
 @dataclass(frozen=True)

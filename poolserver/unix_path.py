@@ -5,9 +5,9 @@ import errno
 import fcntl
 import logging
 import os
-import select
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +20,7 @@ UNIX_LOCK_TIMEOUT = 5.0
 
 
 @contextlib.contextmanager
-def claimed(path: str, is_stream: bool) -> Iterator[None]:
+def claimed(path: str) -> Iterator[None]:
     """While the block runs, ``path`` is free to bind and no other starter judges it.
 
     Raises:
@@ -28,7 +28,7 @@ def claimed(path: str, is_stream: bool) -> Iterator[None]:
         SystemRefusedError: another process keeps the folder locked.
     """
     with _lock(Path(path).parent):
-        _clear_stale(path, is_stream)
+        _clear_stale(path)
         yield
 
 
@@ -37,47 +37,49 @@ def _lock(directory: Path) -> Iterator[None]:
     """Hold flock(2) on the directory itself: needs no right to write and leaves no file behind."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        waiter = select.poll()
-        for _ in range(int(UNIX_LOCK_TIMEOUT / 0.01)):
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waiter.poll(10)  # flock has no time-out of its own
-        else:
-            raise SystemRefusedError(f"another process has kept {directory} locked for {UNIX_LOCK_TIMEOUT:g} s")
+        give_up = time.monotonic() + UNIX_LOCK_TIMEOUT
+        while not _try_lock(fd):
+            if time.monotonic() > give_up:
+                raise SystemRefusedError(f"another process has kept {directory} locked for {UNIX_LOCK_TIMEOUT:g} s")
+            time.sleep(0.01)  # flock has no time-out of its own
         yield
     finally:
         os.close(fd)
 
 
-def _clear_stale(path: str, is_stream: bool) -> None:
+def _try_lock(fd: int) -> bool:
     try:
-        mode = os.lstat(path).st_mode
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _clear_stale(path: str) -> None:
+    try:
+        mode = Path(path).lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EEXIST, "the path exists and is not a socket; move it away")
-    if _is_alive(path, is_stream):
+    if _is_alive(path):
         raise OSError(errno.EADDRINUSE, "a live server owns this socket")
     Path(path).unlink()
 
 
-def _is_alive(path: str, is_stream: bool) -> bool:
-    """Only ECONNREFUSED says that nobody listens. Source: unix(7)."""
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM) if is_stream else (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-        with socket.socket(socket.AF_UNIX, kind) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                return False
-            except OSError as error:
-                if error.errno == errno.EPROTOTYPE:  # alive, of the other kind
-                    continue
-                if error.errno == errno.ENOENT:
-                    return False
-        return True
+def _is_alive(path: str) -> bool:
+    """Only ECONNREFUSED says that nobody is there: a full backlog is EAGAIN, a datagram socket EPROTOTYPE.
+
+    Source: unix(7), connect(2).
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
     return True
 
 

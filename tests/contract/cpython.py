@@ -1,6 +1,8 @@
-"""CPython's own tests of its servers, with our classes in the place of the stock ones: ``python cpython.py SUBSTITUTION``.
+"""CPython's own tests of its servers, with our classes in the place of the stock ones.
 
-Run by ``test_cpython.py`` in a process of its own, since what it replaces stays replaced. Prints unittest's report.
+``python cpython.py SUBSTITUTION`` replaces the classes, runs the tests that go with them and prints unittest's report.
+Run by ``test_cpython.py`` in a process of its own, since what is replaced stays replaced.
+
 Exit status: 0 all passed; 1 a test failed, or left a thread or a process behind; 78 this interpreter ships no tests.
 """
 
@@ -92,9 +94,7 @@ def _socketserver(stock: str, ours: str, *more: str) -> dict[tuple[ModuleType, s
     """socketserver's classes whose names begin with ``stock``; 3.11 has no ForkingUnix… yet."""
     module = importlib.import_module("socketserver")
     kinds = ["TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer", *more]
-    return {
-        (module, stock + kind): getattr(poolserver, ours + kind) for kind in kinds if hasattr(module, stock + kind)
-    }
+    return {(module, stock + kind): getattr(poolserver, ours + kind) for kind in kinds if hasattr(module, stock + kind)}
 
 
 def _http() -> dict[tuple[ModuleType, str], type]:

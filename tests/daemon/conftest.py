@@ -262,6 +262,7 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         env: Mapping[str, str | None] | None = None,
         cwd: Path | None = None,
         ready: bool = True,
+        program: Sequence[str] = (sys.executable, "-m", "poolserver", "run"),
     ) -> Daemon:
         """Run ``poolserver run HANDLER -b BIND… -w WORKERS -t THREADS OPTIONS…`` and wait until it is ready.
 
@@ -271,10 +272,12 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
             env: variables to add; None takes one out. PYTHONPATH begins with this folder unless said here.
             cwd: the working directory, else the test's ``tmp_path``.
             ready: False returns at once, for one that is not to become ready: see ``wait()`` and ``log()``.
+            program: what takes these options, when it is not the command line itself (a shell around it, a library
+                service).
         """
         number = len(started) + 1
         urls = [bind] if isinstance(bind, str) else bind
-        command = [sys.executable, "-m", "poolserver", "run"]
+        command = [*program]
         command += [handler] if handler is not None else []
         command += [word for url in urls for word in ("-b", url)]
         command += ["-w", str(workers)] if workers is not None else []
