@@ -70,7 +70,6 @@ class Crew:
         self.serves_queue = False
         self.shortage = Shortage()
         self.lost_listener = ""
-        self.cut_count = 0
         self._rows = rows
         self._backlog = backlog
         self._on_stop_asked = on_stop_asked
@@ -86,8 +85,6 @@ class Crew:
         self._lanes: list[Lane] = []
         self._threads: dict[Lane, threading.Thread] = {}
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
-
-    # -- what lanes and server objects ask
 
     @property
     def is_leaving(self) -> bool:
@@ -114,8 +111,6 @@ class Crew:
                 _log.error("a handler closed a listener (%s): opened again", error.strerror)
                 station.server.socket.detach()  # its number may be another's by now
                 station.server.socket = SharedSocket(fileno=os.dup(station.fd))
-
-    # -- life
 
     def start(self) -> None:
         """Start the lanes. From here on this process has threads, and must not fork."""
@@ -211,8 +206,6 @@ class Crew:
             os.close(self.stop_fd)
             os.close(self._wake_fd)
 
-    # -- the watcher's pieces
-
     def _look(self, now: float) -> None:
         with self._lock:
             alive = [lane for lane in self._lanes if lane in self._present]
@@ -272,7 +265,6 @@ class Crew:
             lane.is_cut = True
             _shut(lane.request)
         if busy:
-            self.cut_count = len(busy)
             names = ", ".join(peer_name(lane.address) for lane in busy[:MAX_PEERS_NAMED])
             more = f" and {len(busy) - MAX_PEERS_NAMED} more" if len(busy) > MAX_PEERS_NAMED else ""
             _log.warning("cut %d open: %s%s", len(busy), names, more)

@@ -163,9 +163,6 @@ def _untold_queue() -> int:
     return 4096  # somaxconn's default bounds any queue
 
 
-# -- binding
-
-
 def _bind_group(group: list[Address], options: Options) -> list[Listener]:
     """Bind the addresses of one URL, with one port for all of them when the URL left it to the kernel."""
     if len(group) == 1 or group[0].sockaddr[1] != 0:

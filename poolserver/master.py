@@ -117,8 +117,6 @@ class Master:
             if follow_up is not None:
                 self._step(follow_up)
 
-    # -- what happened
-
     def _events(self) -> Iterator[Event]:
         """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of
         us."""
@@ -170,8 +168,6 @@ class Master:
 
         if strangers := process.reap_strangers(known):
             _log.debug("buried %d orphans", strangers)
-
-    # -- what is to be done
 
     def _carry_out(self, action: Action) -> Event:
         match action:

@@ -91,8 +91,6 @@ class Pool:
         earliest = min(times, default=math.inf)
         return None if earliest == math.inf else earliest
 
-    # -- events
-
     def _take(self, event: Event) -> None:
         match event:
             case Command():
@@ -112,8 +110,6 @@ class Pool:
         if act is not None:
             act(self, worker, how, reason)
 
-    # -- the cells of the table
-
     def _became_ready(self, worker: Worker, _how: str, _reason: str) -> None:
         worker.state = WorkerState.READY
         worker.was_ready = self._was_ever_ready = True
@@ -132,8 +128,8 @@ class Pool:
     def _failed_to_start(self, worker: Worker, how: str, reason: str) -> None:
         """A death before it was ready: back off, for the next one will most likely fare alike."""
         slot = self._slot_of(worker)
-        if slot is None:
-            return
+        if slot is None or self._is_taken(slot):
+            return  # scaled away meanwhile, and perhaps back
         first, _, details = (worker.killed_for or reason or how).partition("\n")
         slot.put_off(self._now, self.jitter())
         delay = (slot.due or self._now) - self._now
@@ -169,8 +165,6 @@ class Pool:
             self._vacate(worker)
         else:
             self._failed_to_start(worker, how, reason)
-
-    # -- commands
 
     def _stop(self) -> None:
         if not self.is_leaving:
@@ -223,8 +217,6 @@ class Pool:
     def _nothing(self) -> None:
         """Reaping strangers is the master's act; nothing is to be decided."""
 
-    # -- pieces
-
     def _retire(self, worker: Worker, order: Order) -> None:
         if worker.state is WorkerState.STARTING:
             self._dismiss(worker)
@@ -251,10 +243,12 @@ class Pool:
     def _vacate(self, worker: Worker) -> None:
         """Its slot is free, unless a replacement is there or due already (a retiring worker shares its slot)."""
         slot = self._slot_of(worker)
-        serving = (WorkerState.STARTING, WorkerState.READY)
-        taken = any(each.slot == worker.slot and each.state in serving for each in self.workers.values())
-        if slot is not None and slot.due is None and not taken:
+        if slot is not None and slot.due is None and not self._is_taken(slot):
             slot.due = self._now
+
+    def _is_taken(self, slot: Slot) -> bool:
+        serving = (WorkerState.STARTING, WorkerState.READY)
+        return any(each.slot == slot.number and each.state in serving for each in self.workers.values())
 
     def _slot_of(self, worker: Worker) -> Slot | None:
         return self.slots[worker.slot] if worker.slot < len(self.slots) else None
