@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests wait on facts, not on the processor, so a few more workers than cores is right.
 JOBS ?= 4
 
-.PHONY: run test soak lint bench clean
+.PHONY: run test test-library soak lint bench clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ run: $(STAMP) ## serve the built-in echo handler on tcp://127.0.0.1:20000 until 
 test: $(STAMP) ## everything but the long storms, in under five minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) -m "not soak and not timing"
 	$(BIN)/python -m pytest -m "timing and not soak"
+
+test-library: $(STAMP) ## the tests that need no clients: what CI runs on every other Python
+	$(BIN)/python -m pytest -n $(JOBS) -m "not soak and not timing" tests/unit tests/contract tests/test_layers.py
 
 soak: $(STAMP) ## the long forms of the storms
 	$(BIN)/python -m pytest -m soak

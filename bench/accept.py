@@ -47,7 +47,13 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--only", action="append", choices=SECTIONS, metavar="SECTION", help="run this section (may repeat)")
     add("--rounds", type=positive, default=21, metavar="N", help="counted rounds for each contestant (21)")
-    add("--connections", type=positive, default=1500, metavar="N", help="requests in a round (1500)")
+    add(
+        "--connections",
+        type=positive,
+        default=1500,
+        metavar="N",
+        help="connections in a round (1500); five times as many kept requests",
+    )
     add("--in-flight", type=positive, default=4, metavar="N", help="connections the client keeps open (4)")
     add(
         "--json",

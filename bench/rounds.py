@@ -49,7 +49,8 @@ class Load:
         except subprocess.TimeoutExpired:
             raise BenchError(f"the round did not end within {ROUND_TIMEOUT:g} s") from None
         if done.returncode:
-            raise BenchError(f"a request failed: {done.stderr.strip()}")
+            said = done.stderr.strip() or "nothing said"
+            raise BenchError(f"a request failed: {said} (the client left with {done.returncode})")
 
 
 @dataclass(frozen=True)

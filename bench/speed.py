@@ -22,6 +22,9 @@ KEPT_AGAINST_BARE = Limit(0.95, at_most=False)
 
 # How many kept connections there are: as many as lanes in either shape, so nobody waits for a lane.
 KEPT = 16
+# Requests of a kept round for each connection of an accept round. A request costs a third of a connection, and
+# the 16 connections themselves (with the first of each handler) are to be lost among them.
+KEPT_FACTOR = 5
 # Long enough for the one-second ticks of an idle server to show.
 IDLE_SECONDS = 2.0
 # How far the two ways of reading CPU time may differ before neither is believed: schedstat is read a moment
@@ -77,7 +80,7 @@ def accept(scratch: Path, rounds: int, connections: int, in_flight: int, progres
 def keep_alive(scratch: Path, rounds: int, connections: int, progress: Progress) -> Iterator[Row]:
     """CPU for one request over 16 kept connections: of lines (never parked by default) and pages (parked)."""
     for kind, handler in (("lines", EVERY_LINE), ("pages", PAGE)):
-        load = Load(kind, connections, KEPT)
+        load = Load(kind, connections * KEPT_FACTOR, KEPT)
         samples = measured(kept_contestants(handler), load, scratch, rounds, progress)
         section = f"keep-alive {kind}"
         yield from figures_of_each(section, "us/req", samples)

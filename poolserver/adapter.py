@@ -67,15 +67,6 @@ class LaneServer(_Server):
             return
         super().server_close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The user's own ``handle_error``, else one entry in the log. The stock one prints, and a full disk behind
-        standard error then ends its loop."""
-        inherited = super().handle_error
-        if getattr(inherited, "__func__", None) is socketserver.BaseServer.handle_error:
-            log_error(client_address)
-        else:
-            inherited(request, client_address)
-
     def shutdown_request(self, request: Any) -> None:
         """As ever, but a reply is not destroyed by unread input, and the descriptor is closed for certain."""
         if isinstance(request, socket.socket):
@@ -152,6 +143,14 @@ def _close_for_certain(sock: socket.socket) -> None:
         os.close(sock.detach())
 
 
+class _LoggedErrors(socketserver.BaseServer):
+    """Stands right before BaseServer, whose ``handle_error`` prints: a full disk behind standard error then ends its
+    loop. So a user's own, too, logs where it calls ``super()``."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+        log_error(client_address)
+
+
 class _InlineThreading(socketserver.ThreadingMixIn):
     """Stands before ThreadingMixIn: the lane handles the request, as a thread beside the lanes would be unbounded."""
 
@@ -182,9 +181,9 @@ def pass_over_stock_mixins(cls: type) -> None:
     """Where a stock mix-in is an ancestor of ``cls``, put the class that passes it over right before it.
 
     Adding a base puts it just there in the method resolution order, so a ``process_request`` that the user wrote in a
-    nearer class is kept, and its ``super()`` call meets ours.
+    nearer class is kept, and its ``super()`` call meets ours. BaseServer's ``handle_error`` is passed over likewise.
     """
-    for stock, inline in _PASSED_OVER.items():
+    for stock, inline in [*_PASSED_OVER.items(), (socketserver.BaseServer, _LoggedErrors)]:
         if issubclass(cls, stock) and not issubclass(cls, inline):
             bases = list(cls.__bases__)
             bases.insert(bases.index(stock) if stock in bases else len(bases), inline)

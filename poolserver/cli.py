@@ -91,7 +91,7 @@ def run(**given: Any) -> None:
     RequestHandlerClass. The current directory is importable. Try: poolserver run poolserver.examples.echo:EchoHandler
     """
     loaded = _loaded(**given)
-    service.run(loaded)
+    service.run(loaded, is_whole_process=True)
 
 
 @cli.command("check", epilog=_EXIT_CODES)

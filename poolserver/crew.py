@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from poolserver.adapter import peer_name
 from poolserver.lane import Lane, Shortage, Station
-from poolserver.listener import queue_length, revive
+from poolserver.listener import is_shut_down, queue_length, revive
 from poolserver.scoreboard import Row
 from poolserver.shared_socket import SharedSocket
 from poolserver.signals import wait_readable
+from poolserver.wakeups import Wakeups
 
 _log = logging.getLogger("poolserver")
 
@@ -66,7 +67,7 @@ class Crew:
         service_interval: float = 0.5,
     ) -> None:
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
-        self.wait_timeout = TICK * len(rows)  # one look a second by the whole crew, in turns
+        self.wakeups = Wakeups(self.stations)
         self.serves_queue = False
         self.shortage = Shortage()
         self.lost_listener = ""
@@ -105,21 +106,18 @@ class Crew:
         with self._lock:
             if self.is_leaving:
                 return
-            if error.errno == errno.EINVAL:
-                self._revive(station)
-            elif station.server.socket.fileno() < 0 or error.errno in (errno.EBADF, errno.ENOTSOCK):
+            if station.is_intact():
+                if error.errno == errno.EINVAL and is_shut_down(station.server.socket):  # else mended meanwhile
+                    self._revive(station)
+            else:
                 _log.error("a handler closed a listener (%s): opened again", error.strerror)
                 station.server.socket.detach()  # its number may be another's by now
                 station.server.socket = SharedSocket(fileno=os.dup(station.fd))
 
     def start(self) -> None:
         """Start the lanes. From here on this process has threads, and must not fork."""
-        self.epoll = select.epoll()
-        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.wakeups.open()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        for fd in self.stations:
-            self.epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        self.epoll.register(self.stop_fd, select.EPOLLIN)
         if any(_has_service_actions(station) for station in self.stations.values()):
             self._next_service = time.monotonic() + self._service_interval
         for station in self.stations.values():
@@ -202,8 +200,7 @@ class Crew:
         if not self._present:
             for thread in self._threads.values():
                 thread.join()
-            self.epoll.close()
-            os.close(self.stop_fd)
+            self.wakeups.close()
             os.close(self._wake_fd)
 
     def _look(self, now: float) -> None:
@@ -231,6 +228,8 @@ class Crew:
         if now < self._next_tick:
             return
         self._next_tick = now + TICK
+        self.shortage.settle(now)
+        self.wakeups.look_at_all()
         for lane in list(self._lanes):
             if lane not in self._present:
                 _log.error("lane %d died; replacing it", lane.number)
@@ -248,16 +247,13 @@ class Crew:
             self._enter(Phase.CUTTING, CUT_GRACE)
             self._cut_open()
         elif now >= self._idle_ends:
-            self._idle_ends = math.inf
-            if not self.serves_queue and all(lane.request is None for lane in alive):
+            self._idle_ends = now + IDLE_GRACE
+            if all(lane.request is None for lane in alive) and not (self.serves_queue and self._has_queue()):
                 self._phase = Phase.OVER  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
 
     def _has_queue(self) -> bool:
-        poller = select.poll()
-        for station in self.stations.values():
-            if station.is_stream:
-                poller.register(station.fd, select.POLLIN)
-        return bool(poller.poll(0))
+        streams = [station.fd for station in self.stations.values() if station.is_stream]
+        return bool(self.wakeups.poller(streams).poll(0))
 
     def _cut_open(self) -> None:
         busy = [lane for lane in self._lanes if lane.request is not None]
@@ -280,7 +276,7 @@ class Crew:
         self._phase = phase
         self._phase_ends = time.monotonic() + seconds
         self._idle_ends = math.inf
-        os.eventfd_write(self.stop_fd, 1)
+        self.wakeups.stop()
 
     def _wake(self) -> None:
         os.eventfd_write(self._wake_fd, 1)
@@ -308,7 +304,7 @@ class Crew:
         self._start_thread(successor)
 
     def _revive(self, station: Station) -> None:
-        if revive(station.server.socket, self._backlog):
+        if revive(station.server.socket, station.sockaddr, self._backlog):
             _log.error("a listener was shut down by a handler: listening again; what was queued is lost")
         elif not self.lost_listener:
             self.lost_listener = f"listener {station.server.server_address!r} was shut down and cannot listen again"

@@ -114,7 +114,14 @@ def station(server: LaneServer, listener: Listener) -> Station:
             name,
         )
     is_unix = listener.is_stream and listener.address.scheme == "unix"
-    return Station(server, listener.socket.fileno(), listener.is_stream, is_unix, listener.options.idle_timeout)
+    return Station(
+        server,
+        listener.socket.fileno(),
+        listener.is_stream,
+        is_unix,
+        listener.options.idle_timeout,
+        listener.socket.getsockname(),
+    )
 
 
 def _server_for(service: Service, listener: Listener) -> LaneServer:

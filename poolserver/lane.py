@@ -5,7 +5,7 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
-import select
+import os
 import sys
 import threading
 import time
@@ -15,15 +15,23 @@ from typing import Any, Protocol
 from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
 from poolserver.listener import set_idle_timeout
 from poolserver.scoreboard import Row
+from poolserver.wakeups import Wakeups
 
 _log = logging.getLogger("poolserver")
 
 PAUSE = 0.1
 """Seconds without accepting when descriptors have run out (HAProxy's figure; nginx has 0.5)."""
 
+LANE_LOOK = 60.0
+"""Seconds between an idle lane's own looks. The crew's tick comes first, where eight lanes cost no more than one."""
+
 MAX_FRUITLESS = 16
 """Wake-ups in a row that yield nothing before a pause. A few are normal under load, when a sibling was quicker; a
 listener in a state that only seems ready would spin for ever."""
+
+RELIEF = 1.0
+"""Seconds without a shortage that end an episode: at the limit each descriptor that is given back ends one otherwise,
+and each that is taken begins the next."""
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PEER_WENT_AWAY = frozenset(
@@ -45,41 +53,61 @@ class Station:
     is_stream: bool
     is_unix_stream: bool
     idle_timeout: float
+    sockaddr: Any
+    """What the listener is bound to, to be bound to again."""
     queued: int = 0
+
+    def is_intact(self) -> bool:
+        """Whether the server's descriptor still is the listener: a closed number soon is another's connection."""
+        try:
+            return os.path.sameopenfile(self.server.socket.fileno(), self.fd)
+        except OSError:
+            return False  # EBADF: closed
 
 
 class Shortage:
-    """Out of descriptors or memory: one line for each episode, whichever lane of the crew meets it first."""
+    """Out of descriptors or memory: one line for each episode, whichever lane of the crew meets it first.
+
+    While it ``is_on``, lanes try accept(2) after each pause instead of waiting for the listener: one that waits there
+    takes wake-ups from sibling workers that could serve.
+    """
 
     def __init__(self) -> None:
         self.is_on = False
+        self._is_told = False
         self._since = 0.0
+        self._until = 0.0
         self._lock = threading.Lock()
 
     def begin(self, error: OSError) -> None:
         with self._lock:
-            if self.is_on:
-                return
             self.is_on = True
+            if self._is_told:
+                return
+            self._is_told = True
             self._since = time.monotonic()
         _log.error("accepting is paused: %s; raise LimitNOFILE, or serve fewer at once", error.strerror)
 
     def end(self) -> None:
         with self._lock:
-            if not self.is_on:
+            if self.is_on:
+                self.is_on = False
+                self._until = time.monotonic()
+
+    def settle(self, now: float) -> None:
+        """For the watcher, at each tick: say that the episode is over once it is."""
+        with self._lock:
+            if self.is_on or not self._is_told or now < self._until + RELIEF:
                 return
-            self.is_on = False
-            seconds = time.monotonic() - self._since
-        _log.warning("accepting again after %.1f s", seconds)
+            self._is_told = False
+        _log.warning("accepting again after %.1f s", self._until - self._since)
 
 
 class CrewOfLane(Protocol):
     """What a lane asks of its crew."""
 
     stations: dict[int, Station]
-    epoll: select.epoll
-    stop_fd: int
-    wait_timeout: float
+    wakeups: Wakeups[Station]
     serves_queue: bool
     shortage: Shortage
 
@@ -103,39 +131,45 @@ class Lane:
         self._crew = crew
         self._row = row
         self._fruitless = 0
-        self._stop_poll = select.poll()
-        self._stop_poll.register(crew.stop_fd, select.POLLIN)
+        self._stop_poll = crew.wakeups.poller([crew.wakeups.stop_fd])
+        self._queue_polls = {fd: crew.wakeups.poller([fd]) for fd in crew.stations}
 
     def serve_forever(self) -> None:
         """Accept and handle until the crew is leaving, then what the accept queues still hold if that is asked."""
         crew, row = self._crew, self._row
-        poll, timeout, stations = crew.epoll.poll, crew.wait_timeout, crew.stations
+        wait = crew.wakeups.wait
         row.idle()
         while not crew.is_leaving:
-            ready = poll(timeout, 1)
-            if ready:
-                station = stations.get(ready[0][0])
-                if station is not None:  # else the stop descriptor
-                    self.take(station)
-            else:
-                # A sibling that was killed between its wake-up and its accept took the wake-up with it.
-                for station in stations.values():
-                    self.take(station)
+            is_woken, station = (False, None) if crew.shortage.is_on else wait(LANE_LOOK)
+            if station is not None:
+                self.take(station)
+            elif not is_woken:
+                # Nothing for long, or a shortage, which a try tells from its end.
+                for each in crew.stations.values():
+                    self.take(each)
         self._serve_queues()
 
     def take(self, station: Station) -> bool:
-        """Accept one connection (or datagram) and handle it. False: there was none."""
+        """Accept one connection (or datagram) and handle it. False: there was none.
+
+        Whatever came of it but "none", more may be queued that no edge will tell of: another lane is woken for it.
+        """
         server = station.server
         try:
             request, address = server.get_request()
         except BlockingIOError:
+            if station.is_stream:  # accept(2) takes the descriptor before it looks at the queue: there is one again
+                self._crew.shortage.end()
             return self._on_nothing()
         except OSError as error:
             return self._on_accept_error(station, error)
         except BaseException:  # noqa: BLE001 - get_request is the user's to override
             self._report("get_request failed")
-            return False
+            self._crew.wakeups.look_again(station)
+            return self._on_nothing()  # if it raised before its accept, the listener is as ready as before
         self._fruitless = 0
+        if self._queue_polls[station.fd].poll(0):
+            self._crew.wakeups.look_again(station)
         if self._crew.shortage.is_on:
             self._crew.shortage.end()
         if station.is_unix_stream:
@@ -192,12 +226,11 @@ class Lane:
         elif error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
             self._crew.mend(station, error)
             self._pause()
-        elif error.errno in _PEER_WENT_AWAY:
-            return self._on_nothing()
-        else:
+        elif error.errno not in _PEER_WENT_AWAY:
             # not from accept(2): a get_request of the user's that shakes hands (TLS) and failed
             _log.info("get_request failed: %s", error)
-        return False
+        self._crew.wakeups.look_again(station)
+        return self._on_nothing()
 
     def _pause(self) -> None:
         """Wait, but not for the listener; a stop ends it."""

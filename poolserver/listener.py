@@ -16,11 +16,12 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from poolserver.address import Address, parse
 from poolserver.errors import SystemRefusedError
 from poolserver.holders import who_holds
-from poolserver.unix_path import claimed, unlink_if_ours
+from poolserver.unix_path import claimed, unlink_if_ours, unlink_if_stale
 
 _log = logging.getLogger("poolserver")
 
@@ -96,6 +97,12 @@ class Listener:
             self._inode = None
         self.socket.close()
 
+    def abandon(self) -> None:
+        """In a worker whose master was killed: close our copy. Whoever closes the last one removes the file."""
+        self.socket.close()
+        if self._inode is not None:
+            unlink_if_stale(str(self.address.sockaddr))
+
 
 def bind_all(urls: Sequence[str], options: Options) -> list[Listener]:
     """Bind every URL, or none: what was bound before a failure is closed again.
@@ -145,18 +152,29 @@ def queue_length(sock: socket.socket) -> int:
     return int(struct.unpack_from("=I", info, _TCP_INFO_UNACKED)[0])
 
 
-def revive(sock: socket.socket, backlog: int) -> bool:
+def revive(sock: socket.socket, sockaddr: tuple[Any, ...] | str, backlog: int) -> bool:
     """After EINVAL from accept(2), which means that somebody shut the listener down: listen again, if it can be done.
 
-    TCP can; a Unix socket that was shut down stays so. Source: inet_shutdown and unix_shutdown in Linux.
+    TCP can, on the ``sockaddr`` that it had: a port that the kernel had chosen was given back, and listen(2) alone
+    would choose another. A Unix socket that was shut down stays so. Source: inet_csk_listen_stop, tcp_set_state and
+    unix_shutdown in Linux.
     """
     try:
+        with contextlib.suppress(OSError):  # EINVAL: bound still, or a sibling worker was first; any other shows below
+            socket.socket.bind(sock, sockaddr)
         socket.socket.listen(sock, backlog)
+        if sock.getsockname() != sockaddr:
+            return False
     except OSError:
         return False
+    return not is_shut_down(sock)
+
+
+def is_shut_down(sock: socket.socket) -> bool:
+    """Whether somebody shut this listener down. Source: poll(2) POLLHUP, tcp_poll and unix_poll in Linux."""
     poller = select.poll()
     poller.register(sock, select.POLLIN)
-    return not any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0))
+    return any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0))
 
 
 def _untold_queue() -> int:

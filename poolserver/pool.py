@@ -60,6 +60,7 @@ class Pool:
     _recent: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=RESPAWNS_PER_SECOND))
     _now: float = 0.0
     _actions: list[Action] = field(default_factory=list)
+    _untold: list[Action] = field(default_factory=list)  # failures at the first boot: if no worker starts, Finish tells
 
     def __post_init__(self) -> None:
         self.slots = [Slot(number) for number in range(self.policy.workers)]
@@ -114,6 +115,8 @@ class Pool:
         worker.state = WorkerState.READY
         worker.was_ready = self._was_ever_ready = True
         worker.deadline = math.inf
+        self._actions += self._untold
+        self._untold = []
         slot = self._slot_of(worker)
         if slot is not None:
             slot.failures = 0
@@ -134,7 +137,8 @@ class Pool:
         slot.put_off(self._now, self.jitter())
         delay = (slot.due or self._now) - self._now
         retry = f"; next try in {delay:.1f} s" if self._was_ever_ready else ""
-        self._say("ERROR", f"worker {worker.slot} could not start: {first}{retry}", details)
+        say = Say("ERROR", f"worker {worker.slot} could not start: {first}{retry}", details)
+        (self._actions if self._was_ever_ready else self._untold).append(say)
         self._boot_failure = Finish(Ending.NO_WORKER_STARTED, f"{first}\n{details}".strip())
 
     def _died(self, worker: Worker, how: str, _reason: str) -> None:

@@ -67,10 +67,8 @@ class Process:
             return []
         if not octets or len(self._failed) > MAX_REASON_BYTES:
             self._close_reports()
-        if self._failed or octets.startswith(FAILED):
-            self._failed += octets
-            self.reason = self._failed[1:].decode("utf-8", "replace")
-            return []
+        octets, self._failed = self._told_before_failing(octets)
+        self.reason = self._failed[1:].decode("utf-8", "replace")
         meanings = {READY: Report.READY, STOP_ASKED: Report.STOP_ASKED}
         return [meanings[bytes([octet])] for octet in octets if bytes([octet]) in meanings]
 
@@ -121,6 +119,13 @@ class Process:
         if self.status is None:
             _wait(self.pid)
         self.close()
+
+    def _told_before_failing(self, octets: bytes) -> tuple[bytes, bytes]:
+        """``FAILED`` goes on to the end, and may come in one read with what was told before it."""
+        if self._failed:
+            return b"", self._failed + octets
+        told, failed, reason = octets.partition(FAILED)
+        return told, failed + reason
 
     def _close_reports(self) -> None:
         if self._report_fd >= 0:

@@ -31,9 +31,10 @@ from poolserver.states import Policy
 
 _log = logging.getLogger("poolserver")
 
-_gate = threading.Lock()
+_gate = threading.RLock()
 """Between ``serve_forever`` and ``shutdown`` of any server here, for the few lines that decide who came first.
-Not taken in a worker: another thread may have held it when the worker was forked."""
+Re-entrant, since a signal handler that calls ``shutdown`` may interrupt its own thread within it. Not taken in a
+worker: another thread may have held it when the worker was forked."""
 
 
 class _Run:
@@ -83,10 +84,9 @@ class PoolMixIn(LaneServer):
         inbox: signals.Inbox[Command] = signals.Inbox.open()
         run = _Run(inbox)
         with _gate:
+            self._run = run  # first: a signal handler's shutdown() in between is posted to it
             is_stopped, self._stop_before_start = self._stop_before_start, False
             self._has_served = True
-            if not is_stopped:
-                self._run = run
         try:
             if not is_stopped:
                 self._serve(inbox, poll_interval)
@@ -135,7 +135,7 @@ class PoolMixIn(LaneServer):
         board = Scoreboard.create()
         with _shared(self, options) as listener:
             pool = Pool(self._policy(timeouts))
-            spawn = self._spawn(listener, board, timeouts, poll_interval)
+            spawn = self._spawn(listener, board, inbox, timeouts, poll_interval)
             with self._surroundings(), signals.taken(inbox, LIBRARY_SIGNALS), spawn as spawn_worker:
                 master = Master(
                     pool,
@@ -152,7 +152,12 @@ class PoolMixIn(LaneServer):
         raise NotImplementedError
 
     def _spawn(
-        self, listener: Listener, board: Scoreboard, timeouts: Timeouts, poll_interval: float
+        self,
+        listener: Listener,
+        board: Scoreboard,
+        inbox: signals.Inbox[Command],
+        timeouts: Timeouts,
+        poll_interval: float,
     ) -> contextlib.AbstractContextManager[Spawn]:
         raise NotImplementedError
 
@@ -190,13 +195,19 @@ class PreForkMixIn(PoolMixIn):
         return Policy(count, timeouts.boot, timeouts.graceful)
 
     def _spawn(
-        self, listener: Listener, board: Scoreboard, timeouts: Timeouts, poll_interval: float
+        self,
+        listener: Listener,
+        board: Scoreboard,
+        inbox: signals.Inbox[Command],
+        timeouts: Timeouts,
+        poll_interval: float,
     ) -> contextlib.AbstractContextManager[Spawn]:
         return forking_spawn(
             type(self).__name__,
             [listener],
             lambda: [station(self, listener)],
             board,
+            inbox,
             graceful_timeout=timeouts.graceful,
             service_interval=poll_interval,
         )
@@ -226,7 +237,12 @@ class PreThreadMixIn(PoolMixIn):
         return Policy(1, timeouts.boot, timeouts.graceful, resident=True)
 
     def _spawn(
-        self, listener: Listener, board: Scoreboard, timeouts: Timeouts, poll_interval: float
+        self,
+        listener: Listener,
+        board: Scoreboard,
+        inbox: signals.Inbox[Command],  # noqa: ARG002 - nobody is forked
+        timeouts: Timeouts,
+        poll_interval: float,
     ) -> contextlib.AbstractContextManager[Spawn]:
         return contextlib.nullcontext(
             resident_spawn(

@@ -58,8 +58,13 @@ def serve(
     run(config.from_sections(given), None if isinstance(handler, str) else handler)
 
 
-def run(loaded: Loaded, handler: type | None = None) -> None:
-    """Serve until told to stop. ``handler``: the class, where the caller has it already.
+def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool = False) -> None:
+    """Serve until told to stop.
+
+    Args:
+        loaded: The configuration.
+        handler: The class, where the caller has it already.
+        is_whole_process: Nothing else goes on in this process, before or after.
 
     Raises:
         ConfigError: the configuration or the handler cannot be used.
@@ -77,7 +82,8 @@ def run(loaded: Loaded, handler: type | None = None) -> None:
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
-    with contextlib.closing(inbox), signals.taken(inbox, meanings), listening(settings) as listeners:
+    taken = signals.taken(inbox, meanings, is_final=is_whole_process)
+    with contextlib.closing(inbox), taken, listening(settings) as listeners:
         _supervise(settings, handler, inbox, listeners)
 
 
@@ -115,17 +121,19 @@ def forking_spawn(
     listeners: Sequence[Listener],
     make_stations: Callable[[], list[Station]],
     board: Scoreboard,
+    inbox: signals.Inbox[Command],
     *,
     graceful_timeout: float,
     service_interval: float = 0.5,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death."""
+    or it would never report the master's death; and its copy of the inbox, whose messages are the master's."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
 
     def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         def body(report_fd: int) -> int:
             os.close(lifeline_write)
+            inbox.close()
             for sibling in siblings:
                 sibling.close()
             worker = Worker(
@@ -195,7 +203,7 @@ def _supervise(
         )
     else:
         name = settings.server.service_name
-        spawning = forking_spawn(name, listeners, make_stations, board, graceful_timeout=timeouts.graceful)
+        spawning = forking_spawn(name, listeners, make_stations, board, inbox, graceful_timeout=timeouts.graceful)
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
         master = Master(

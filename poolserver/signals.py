@@ -56,6 +56,9 @@ class Inbox(Generic[T]):
                 continue
         except BlockingIOError:
             pass  # emptied
+        # Runs the handlers of signals that woke us: in a child forked from another thread than the main one, 3.13.0
+        # leaves them until some call asks. Source: measured; pthread_sigmask calls PyErr_CheckSignals.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [])
         return [self._posted.popleft() for _ in range(len(self._posted))]
 
     def close(self) -> None:
@@ -64,8 +67,11 @@ class Inbox(Generic[T]):
 
 
 @contextlib.contextmanager
-def taken(inbox: Inbox[T], meanings: Mapping[int, T | None]) -> Iterator[None]:
+def taken(inbox: Inbox[T], meanings: Mapping[int, T | None], *, is_final: bool = False) -> Iterator[None]:
     """Post ``meanings[signum]`` for each of these signals until the block is left, then restore what was there.
+
+    ``is_final``: the process is ours and ends with the block. What a careless parent left to us is undone, and after
+    the block these signals are ignored: a second TERM must not make a clean end a death by signal.
 
     A meaning of None takes the signal and drops it. Outside the main thread nothing is taken: Python runs signal
     handlers there only. The wake-up descriptor is needed because the kernel may hand the signal to any thread,
@@ -77,6 +83,9 @@ def taken(inbox: Inbox[T], meanings: Mapping[int, T | None]) -> Iterator[None]:
         return
     previous = {signum: signal.getsignal(signum) for signum in meanings}
     previous_fd = take(inbox, meanings)
+    if is_final:
+        previous = dict.fromkeys(meanings, signal.SIG_IGN)
+        _undo_inherited()
     try:
         yield
     finally:
@@ -122,6 +131,14 @@ def reset_in_child() -> None:
     for signum in signal.valid_signals():
         if callable(signal.getsignal(signum)):
             signal.signal(signum, signal.SIG_DFL)
+
+
+def _undo_inherited() -> None:
+    """Masks and ignored signals survive execve(2): with TERM blocked we would be deaf to it, with SIGCHLD ignored the
+    kernel throws away the exit statuses of workers and of programs that handlers start."""
+    unblock_all()
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def unblock_all() -> None:

@@ -83,6 +83,12 @@ def _is_alive(path: str) -> bool:
     return True
 
 
+def unlink_if_stale(path: str) -> None:
+    """If nobody listens there any more, a sibling or a new master, remove it."""
+    with contextlib.suppress(OSError, SystemRefusedError), claimed(path):  # alive, no right, locked: it stays
+        pass
+
+
 def unlink_if_ours(path: str, inode: tuple[int, int]) -> None:
     """A newer daemon may have put its own socket at this path: that one stays."""
     try:

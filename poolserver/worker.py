@@ -19,6 +19,7 @@ from poolserver.errors import ConfigError
 from poolserver.lane import Station
 from poolserver.listener import Listener
 from poolserver.scoreboard import Row
+from poolserver.shared_socket import SharedSocket
 
 _log = logging.getLogger("poolserver")
 
@@ -64,6 +65,7 @@ class Worker:
         self._rows = rows
         self._graceful_timeout = graceful_timeout
         self._service_interval = service_interval
+        self._is_orphaned = False
 
     def run(self) -> int:
         """Serve until told to leave. Returns the exit status."""
@@ -92,6 +94,8 @@ class Worker:
         self._crew.start()
         self._report(process.READY)
         self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
+        if self._is_orphaned:
+            self._abandon(stations)
         if self._crew.lost_listener:
             self._report(process.FAILED + self._crew.lost_listener.encode())
             return LISTENER_LOST_STATUS
@@ -110,9 +114,18 @@ class Worker:
     def _on_orphaned(self) -> bool:
         """The master is dead. Leave the address to a new one at once; ``os._exit`` ends what is hung."""
         _log.error("the master is gone: leaving")
+        self._is_orphaned = True
         self._crew.retire(min(self._graceful_timeout, ORPHAN_TIMEOUT), serve_queue=False)
         self._crew.release_streams()
         return False  # EOF stays readable
+
+    def _abandon(self, stations: list[Station]) -> None:
+        """What the master would have tidied up: the files of Unix sockets, when no copy of theirs is open."""
+        for station in stations:
+            if isinstance(station.server.socket, SharedSocket):
+                station.server.socket.release()
+        for listener in self._listeners:
+            listener.abandon()
 
     def _close_stream_listeners(self) -> None:
         for listener in self._listeners:

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.glob("*.py"))
 # From the top down: a module imports only what stands below it.
 LAYERS = (
     ["__main__", "cli", "check", "__init__", "server", "service", "master", "resident", "worker", "handlers", "crew"]
-    + ["lane", "adapter", "listener", "unix_path", "holders", "address", "shared_socket", "process", "signals", "log"]
+    + ["lane", "wakeups", "adapter", "listener", "unix_path", "holders", "address", "shared_socket", "process", "signals", "log"]
     + ["config", "sections", "pool", "states", "events", "commands", "scoreboard", "errors"]
 )
 

@@ -6,6 +6,7 @@ Run by ``test_cpython.py`` in a process of its own, since what is replaced stays
 Exit status: 0 all passed; 1 a test failed, or left a thread or a process behind; 78 this interpreter ships no tests.
 """
 
+import faulthandler
 import http.server
 import importlib
 import importlib.util
@@ -25,6 +26,9 @@ NO_TESTS_STATUS = 78
 
 LEAVE_TIMEOUT = 5.0
 """Seconds for a thread that is over to be gone; it needs microseconds."""
+
+HANG_TIMEOUT = 70.0
+"""Seconds until every thread's stack is printed, shortly before ``test_cpython.py`` gives up waiting."""
 
 _NAMES = "compares a stock module's __all__ with its names, which the substitution changes; no server in it"
 _BOOKKEEPING = "reads ThreadingMixIn's private list of threads (server._threads)"
@@ -164,6 +168,7 @@ def main(name: str) -> int:
             f" (Debian: apt install libpython3-testsuite)"
         )
         return NO_TESTS_STATUS
+    faulthandler.dump_traceback_later(HANG_TIMEOUT)
     suite = selected(substituted(substitution), substitution.excluded)
     result = unittest.TextTestRunner(sys.stdout, verbosity=2).run(suite)
     left = left_behind()

@@ -5,11 +5,13 @@ one set of behaviours is asked of all three. HANDLER is a handler class, or a se
 """
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
 import socket
 import socketserver
+import sys
 from http.server import BaseHTTPRequestHandler
 
 from clients import Address
@@ -35,8 +37,9 @@ class Announcer(logging.Handler):
         self.text = text
 
     def emit(self, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith("ready on"):
-            os.write(2, f"\npoolserver: {self.text}\n".encode())
+        if str(record.msg).startswith("ready on") and sys.stderr is not None:
+            with contextlib.suppress(OSError):  # a full or broken standard error is what some tests are about
+                print(f"\npoolserver: {self.text}", file=sys.stderr, flush=True)
 
 
 def parsed() -> argparse.Namespace:

@@ -4,6 +4,7 @@ import builtins
 import ctypes
 import gc
 import os
+import select
 import socketserver
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from handlers import MAX_LINE_BYTES, OrderHandler
+from handlers import MAX_LINE_BYTES, MAX_SECONDS, OrderHandler
 
 WORK_SECONDS = 0.2
 """What ``SlowHandler`` takes for one client: its work."""
@@ -47,6 +48,7 @@ class FatalHandler(OrderHandler):
     _exit CODE      calls os._exit
     hang            "hanging", then sleeps, whatever is sent to it
     spin            "spinning", then loops in Python
+    steal           "stealing", then "stolen" when a wake-up meant for a lane has come here and nobody accepted
     orphan          "orphaned": a grandchild is left behind, which ends at once
     kill lanes      "killed": every other lane thread gets a SystemExit from outside
     shutdown COUNT  "asked", after so many calls of server.shutdown()
@@ -84,11 +86,19 @@ class FatalHandler(OrderHandler):
         while True:
             pass
 
+    def steal_(self, _):
+        with select.epoll() as thief:
+            thief.register(self.server.socket, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self.answer("stealing")
+            thief.poll(MAX_SECONDS)
+        self.answer("stolen")
+
     def orphan_(self, _):
         if (child := os.fork()) == 0:
+            parent = os.getpid()
             if os.fork() == 0:
-                while os.getppid() == os.getpid() - 1 or os.getppid() != 1:
-                    time.sleep(0.01)  # until its parent has ended and PID 1 has it
+                while os.getppid() == parent:
+                    time.sleep(0.01)  # an orphan only when its parent has ended
             os._exit(0)
         os.waitpid(child, 0)
         self.answer("orphaned")

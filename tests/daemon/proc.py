@@ -11,7 +11,7 @@ def title(pid: int) -> str:
 
 def threads(pid: int) -> int:
     """How many threads it has."""
-    return len(os.listdir(f"/proc/{pid}/task"))
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
 def children(pid: int) -> list[int]:

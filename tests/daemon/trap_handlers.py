@@ -1,4 +1,4 @@
-"""Handlers and server classes that fall into the traps of socketserver, each in the way of RELIABILITY.md, section 1."""
+"""Handlers and server classes that fall into the traps of socketserver, as RELIABILITY.md's section 1 lists them."""
 
 import builtins
 import gc
@@ -27,12 +27,9 @@ def raw_close(server):
 
 
 def raw_close_and_reuse(server):
-    """The number goes to a connection that the handler opens, which it keeps (a database client does)."""
-    address = server.socket.getsockname()
+    """The number goes to a connection that the handler opens and keeps, as a database client does."""
     os.close(server.socket.fileno())
-    kept = socket.socket(server.address_family)
-    kept.connect(address)
-    hogged.append(kept.detach())
+    hogged.extend(end.detach() for end in socket.socketpair())
 
 
 BREAKS = {
@@ -148,28 +145,21 @@ class BufferedToTheGone(socketserver.StreamRequestHandler):
         super().finish()
 
 
+class HelloHTTPHandler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"hello\n")
+
+
 class NamedHTTPHandler(http.server.BaseHTTPRequestHandler):
-    """Says what HTTPServer.server_bind sets, and how often its name was looked up."""
+    """Says what HTTPServer.server_bind sets."""
 
     def do_GET(self):
-        reply = f"{self.server.server_name} {self.server.server_port} {len(looked_up)}\n".encode()
+        reply = f"{self.server.server_name} {self.server.server_port}\n".encode()
         self.send_response(200)
         self.end_headers()
         self.wfile.write(reply)
-
-
-looked_up: list[str] = []
-
-
-def getfqdn(name=""):
-    """Stands for a resolver that is dead: looking up this host's name takes seconds."""
-    looked_up.append(name)
-    time.sleep(3)  # the wait for the resolver
-    return name
-
-
-class NamedHTTPHandlerOfDeadResolver(NamedHTTPHandler):
-    socket.getfqdn = getfqdn
 
 
 class WSGIServer(wsgiref.simple_server.WSGIServer):
@@ -251,18 +241,6 @@ class DatagramEcho(socketserver.DatagramRequestHandler):
     def handle(self):
         time.sleep(0.004)  # the work
         self.wfile.write(self.packet[:16])
-
-
-class CountingDatagrams(socketserver.BaseRequestHandler):
-    """Answers nobody; ``handled`` is told to whoever can be answered."""
-
-    handled = 0
-
-    def handle(self):
-        type(self).handled += 1
-        data, sock = self.request
-        if data == b"count":
-            sock.sendto(b"%d" % self.handled, self.client_address)
 
 
 class ReusableUDPServer(socketserver.UDPServer):
