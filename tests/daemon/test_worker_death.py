@@ -223,6 +223,8 @@ class TestKilledMaster:
             for pid in served.workers():
                 os.kill(pid, SIGKILL)
                 wait_whole(served, 3, but=pid)
+        # a child that is being forked still shares everything
+        wait_for(lambda: all(proc.threads(pid) > 1 for pid in served.workers()), 10, "lanes in each worker")
         ends = {pid: proc.write_ends(pid) for pid in [served.pid, *served.workers()]}
         for one, other in itertools.combinations(ends, 2):
             assert not ends[one] & ends[other], f"{one} and {other} can write to the same pipe"
