@@ -1,5 +1,18 @@
-"""``python -m poolserver``."""
+"""Entry of the command line: ``poolserver`` and ``python -m poolserver``.
 
-from poolserver.cli import main
+Ctrl-C and TERM simply end the process until the service takes signals: a second of imports, click and pydantic among
+them, is no place for a traceback.
+"""
 
-main()
+from signal import SIGINT
+
+from poolserver import signals
+
+signals.default(SIGINT)
+
+from poolserver.cli import main  # noqa: E402
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -67,7 +67,7 @@ class Crew:
         service_interval: float = 0.5,
     ) -> None:
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
-        self.wakeups = Wakeups(self.stations)
+        self.wakeups = Wakeups(self.stations, is_shared=len(rows) > 1)
         self.serves_queue = False
         self.shortage = Shortage()
         self.lost_listener = ""

@@ -118,6 +118,7 @@ def station(server: LaneServer, listener: Listener) -> Station:
         server,
         listener.socket.fileno(),
         listener.is_stream,
+        listener.is_stream and not is_unix,
         is_unix,
         listener.options.idle_timeout,
         listener.socket.getsockname(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
-from poolserver.listener import set_idle_timeout
+from poolserver.listener import has_queue, set_idle_timeout
 from poolserver.scoreboard import Row
 from poolserver.wakeups import Wakeups
 
@@ -51,6 +51,7 @@ class Station:
     server: LaneServer
     fd: int
     is_stream: bool
+    is_tcp: bool
     is_unix_stream: bool
     idle_timeout: float
     sockaddr: Any
@@ -132,6 +133,7 @@ class Lane:
         self._row = row
         self._fruitless = 0
         self._stop_poll = crew.wakeups.poller([crew.wakeups.stop_fd])
+        self._is_one_of_many = crew.wakeups.is_shared
         self._queue_polls = {fd: crew.wakeups.poller([fd]) for fd in crew.stations}
 
     def serve_forever(self) -> None:
@@ -168,7 +170,7 @@ class Lane:
             self._crew.wakeups.look_again(station)
             return self._on_nothing()  # if it raised before its accept, the listener is as ready as before
         self._fruitless = 0
-        if self._queue_polls[station.fd].poll(0):
+        if self._is_one_of_many and self._has_more(station):
             self._crew.wakeups.look_again(station)
         if self._crew.shortage.is_on:
             self._crew.shortage.end()
@@ -212,6 +214,12 @@ class Lane:
             server.shutdown_request(request)
         except BaseException:  # noqa: BLE001 - likewise the user's to override
             self._report("shutdown_request failed for %s", peer_name(address))
+
+    def _has_more(self, station: Station) -> bool:
+        """Whether more is queued. For TCP without letting go of the interpreter's lock, which a sibling may want."""
+        if station.is_tcp:
+            return has_queue(station.server.socket)
+        return bool(self._queue_polls[station.fd].poll(0))
 
     def _on_nothing(self) -> bool:
         self._fruitless += 1

@@ -33,6 +33,7 @@ _DUAL_PORT_TRIES = 16
 """``tcp://:0`` wants one free port in both families; the kernel picks it in the first and it may be taken in the
 second."""
 
+_NONE = bytes(4)
 _TCP_INFO_UNACKED = 24
 """Offset of ``tcpi_unacked`` in ``struct tcp_info``: for a listener, the length of its accept queue.
 
@@ -150,6 +151,14 @@ def queue_length(sock: socket.socket) -> int:
     except OSError:
         return _untold_queue()
     return int(struct.unpack_from("=I", info, _TCP_INFO_UNACKED)[0])
+
+
+def has_queue(sock: socket.socket) -> bool:
+    """Whether a connection waits on this TCP listener to be accepted."""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_UNACKED + 4)[_TCP_INFO_UNACKED:] != _NONE
+    except OSError:
+        return True  # closed by a handler: whoever looks will mend it
 
 
 def revive(sock: socket.socket, sockaddr: tuple[Any, ...] | str, backlog: int) -> bool:

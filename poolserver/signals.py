@@ -109,6 +109,11 @@ def take(inbox: Inbox[T], meanings: Mapping[int, T | None]) -> int:
     return previous_fd
 
 
+def default(signum: int) -> None:
+    """Let the kernel do what it does by default."""
+    signal.signal(signum, signal.SIG_DFL)
+
+
 def block_all() -> set[signal.Signals]:
     """Block every signal in this thread, so that none is handled between a fork and the child's reset.
 

