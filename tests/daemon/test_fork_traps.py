@@ -122,7 +122,10 @@ class TestF05Signals:
     def test_handlers_programs_have_an_empty_mask_and_defaults(self, daemon, launcher):
         """F05: masks and ignored signals survive exec; what a careless parent left to us ends with us."""
         served = daemon("fork_handlers:FatalHandler", program=(*launcher.split(), *COMMAND))
-        assert ask(served, b"signals\n") == b"SigBlk:0000000000000000 SigIgn:0000000000000000\n"
+        masks = [int(field.partition(b":")[2], 16) for field in ask(served, b"signals\n").split()]
+        # glibc's posix_spawn, which make uses, ignores its own two signals in what it starts; no program can set them
+        own = 1 << 32 - 1 | 1 << 33 - 1
+        assert [mask & ~own for mask in masks] == [0, 0]
         assert served.stop(SIGTERM) == 0
 
     def test_workers_hold_no_end_of_the_masters_pipes(self, daemon):
