@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
 from poolserver.listener import has_queue, set_idle_timeout
-from poolserver.scoreboard import Row
+from poolserver.scoreboard import Outcome, Row
 from poolserver.wakeups import Wakeups
 
 _log = logging.getLogger("poolserver")
@@ -186,20 +186,20 @@ class Lane:
         row.begin(peer_name(address))
         self.address = address
         self.request = request
-        end = row.served
+        end = Outcome.SERVED
         try:
             if server.verify_request(request, address):
                 server.process_request(request, address)
             else:
-                end = row.refused
+                end = Outcome.REFUSED_VERIFY
                 server.shutdown_request(request)
         except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included
-            end = row.failed
+            end = Outcome.ERRORS
             self._on_failure(server, request, address)
         self.request = None
         if self.is_cut:
-            end, self.is_cut = row.cut, False
-        end()
+            end, self.is_cut = Outcome.CUT, False
+        row.end(end)
 
     def _on_failure(self, server: LaneServer, request: Any, address: Any) -> None:
         """As BaseServer does: ``handle_error`` for what is an Exception, then ``shutdown_request`` in any case."""

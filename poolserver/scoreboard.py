@@ -7,7 +7,7 @@ No locks: a killed worker could hold one for ever. Every field is one aligned 8-
 import enum
 import mmap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from poolserver.errors import SystemRefusedError
@@ -19,14 +19,38 @@ Pages that nobody touched cost nothing: 4 MiB of address space in all."""
 
 _ROW_WORDS = 32
 _ROW_BYTES = _ROW_WORDS * 8
-_STATE, _SINCE, _ACCEPTED, _SERVED, _ERRORS, _REFUSED, _CUT = range(7)
-_PEER_WORD = 8
+_STATE, _SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
+_PEER_WORD = 26
 _PEER_BYTES = 48
 """An IPv6 address in brackets with its port is at most 47 characters."""
 _PEER_START = _PEER_WORD * 8
 
-COUNTERS = ("accepted", "served", "errors", "refused", "cut")
-_COUNTER_WORDS = (_ACCEPTED, _SERVED, _ERRORS, _REFUSED, _CUT)
+
+class Outcome(enum.IntEnum):
+    """How a connection ended. Each ends in exactly one, so that ``accepted`` is their sum and what is open.
+
+    The value is the place of its counter in a row. ``WOULD_…`` are counted beside the outcome, in a dry run.
+    """
+
+    SERVED = _FIRST_OUTCOME
+    ERRORS = enum.auto()  # the handler raised
+    CUT = enum.auto()  # shut down at a stop, before the handler was through
+    REFUSED_VERIFY = enum.auto()  # verify_request said no
+    REFUSED_PER_SOURCE = enum.auto()
+    REFUSED_RATE = enum.auto()
+    REFUSED_DENIED = enum.auto()
+    REFUSED_BANNED = enum.auto()
+    TIMEOUT_FIRST_BYTE = enum.auto()
+    TIMEOUT_IDLE = enum.auto()
+    TIMEOUT_HANDLER = enum.auto()
+    WOULD_PER_SOURCE = enum.auto()
+    WOULD_RATE = enum.auto()
+    WOULD_DENIED = enum.auto()
+    WOULD_BANNED = enum.auto()
+
+
+COUNTERS: Mapping[str, int] = {"accepted": _ACCEPTED} | {outcome.name.lower(): outcome for outcome in Outcome}
+"""Every counter's name and its word."""
 
 
 class LaneState(enum.IntEnum):
@@ -35,6 +59,7 @@ class LaneState(enum.IntEnum):
     ABSENT = 0
     IDLE = 1
     BUSY = 2
+    HUNG = 3  # past its handler deadline and the grace: written by its worker's watcher, when the lane cannot
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,57 +81,45 @@ class LaneReading:
 
 
 class Row:
-    """A lane's record. Runs in the worker; only its own lane may call it.
-
-    ``accepted = served + errors + refused + cut + (1 while busy)``: every connection ends in exactly one of them.
-    """
+    """A lane's record. Runs in the worker; only its own lane may call it, but for ``hung``."""
 
     def __init__(self, words: memoryview, peer: memoryview) -> None:
         self._words = words
         self._peer = peer
         # Counted here and stored whole: `+=` on shared memory is not atomic, and reading it back costs more.
         # A lane that replaces a dead one goes on from the row's counts.
-        self._counts = {word: words[word] for word in _COUNTER_WORDS}
-        self._accepted = words[_ACCEPTED]
-        self._served = words[_SERVED]
+        self._counts = list(words[:_PEER_WORD])
 
     def idle(self) -> None:
+        """Waiting for a connection."""
         self._words[_STATE] = LaneState.IDLE
         self._words[_SINCE] = time.monotonic_ns()
 
     def begin(self, peer: str) -> None:
         """A connection from ``peer`` is in this lane now."""
-        words = self._words
+        words, counts = self._words, self._counts
         self._peer[:] = peer.encode("utf-8", "replace")[:_PEER_BYTES].ljust(_PEER_BYTES, b"\0")
         words[_SINCE] = time.monotonic_ns()
         words[_STATE] = 2
-        self._accepted += 1
-        words[_ACCEPTED] = self._accepted
+        counts[_ACCEPTED] += 1
+        words[_ACCEPTED] = counts[_ACCEPTED]
 
-    def served(self) -> None:
-        """The handler returned."""
+    def end(self, outcome: int) -> None:
+        """The connection is over, and how."""
         words = self._words
-        self._served += 1
-        words[_SERVED] = self._served
+        self.count(outcome)
         words[_SINCE] = time.monotonic_ns()
         words[_STATE] = 1
 
-    def failed(self) -> None:
-        """The handler raised."""
-        self._end(_ERRORS)
+    def count(self, outcome: int) -> None:
+        """One more, without an end: what a dry run would have refused."""
+        counts = self._counts
+        counts[outcome] += 1
+        self._words[outcome] = counts[outcome]
 
-    def refused(self) -> None:
-        """``verify_request`` said no."""
-        self._end(_REFUSED)
-
-    def cut(self) -> None:
-        """The connection was shut down from outside before the handler was through."""
-        self._end(_CUT)
-
-    def _end(self, word: int) -> None:
-        self._counts[word] += 1
-        self._words[word] = self._counts[word]
-        self.idle()
+    def hung(self) -> None:
+        """The lane does not come back."""
+        self._words[_STATE] = LaneState.HUNG
 
 
 @dataclass(slots=True)
@@ -193,8 +206,8 @@ class Scoreboard:
         state = words[_STATE]
         peer = octets[_PEER_START : _PEER_START + _PEER_BYTES].rstrip(b"\0").decode("utf-8", "replace")
         return LaneReading(
-            state=LaneState(state) if state in (0, 1, 2) else LaneState.ABSENT,
+            state=LaneState(state) if state <= LaneState.HUNG else LaneState.ABSENT,
             since=words[_SINCE] / 1e9,
-            peer=peer if state == LaneState.BUSY else "",
-            counters={name: words[word] for name, word in zip(COUNTERS, _COUNTER_WORDS, strict=True)},
+            peer=peer if state in (LaneState.BUSY, LaneState.HUNG) else "",
+            counters={name: words[word] for name, word in COUNTERS.items()},
         )

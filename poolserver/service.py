@@ -216,7 +216,8 @@ def _supervise(
             on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
         )
         master.run()
-    totals = board.all_totals()
+    always = ("accepted", "served", "errors", "cut")
+    totals = {name: count for name, count in board.all_totals().items() if count or name in always}
     _log.info("stopped: %s", ", ".join(f"{count} {name}" for name, count in totals.items()))
 
 
