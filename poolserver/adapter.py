@@ -37,6 +37,10 @@ class CrewFace(Protocol):
 
     def is_lane_thread(self) -> bool: ...
 
+    def extend(self, seconds: float) -> None: ...
+
+    def on_closing(self, request: object) -> None: ...
+
     def ask_stop(self) -> None: ...
 
 
@@ -56,6 +60,11 @@ class LaneServer(_Server):
         """True once this worker is to leave: a long conversation can end politely."""
         return self.crew is not None and self.crew.is_leaving
 
+    def extend(self, seconds: float) -> None:
+        """In a handler: move this connection's handler deadline (``timeouts.handler``) by ``seconds``."""
+        if self.crew is not None:
+            self.crew.extend(seconds)
+
     def shutdown(self) -> None:
         """Stop the whole service. From a handler it returns at once: the handler itself is waited for."""
         if self.crew is None:
@@ -73,6 +82,8 @@ class LaneServer(_Server):
     def shutdown_request(self, request: Any) -> None:
         """As ever, but a reply is not destroyed by unread input, and the descriptor is closed for certain."""
         if isinstance(request, socket.socket):
+            if self.crew is not None:
+                self.crew.on_closing(request)
             _linger(request)
             super().shutdown_request(request)
             _close_for_certain(request)
@@ -112,6 +123,15 @@ def unix_peer(sock: socket.socket) -> tuple[str, int]:
     except (OSError, AttributeError):
         return ("unix:unnamed", 0)  # a get_request of the user's gave something that is no Unix socket
     return (f"unix:uid={uid},pid={pid}", 0)
+
+
+def shut(request: object) -> None:
+    """Unblock a handler by shutting its connection down under it; a datagram has none."""
+    if isinstance(request, socket.socket):
+        try:
+            request.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed or reset meanwhile: unblocked already
 
 
 def _linger(sock: socket.socket) -> None:

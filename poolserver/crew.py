@@ -5,23 +5,23 @@ thread of its own does.
 """
 
 import enum
-import errno
 import logging
 import math
 import os
 import select
-import socket
 import socketserver
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from poolserver.adapter import peer_name
-from poolserver.lane import Lane, Shortage, Station
-from poolserver.listener import is_shut_down, queue_length, revive
-from poolserver.scoreboard import Row
+from poolserver import deadlines
+from poolserver.adapter import peer_name, shut
+from poolserver.lane import Lane, Shortage, Station, Terms
+from poolserver.mending import mend
+from poolserver.scoreboard import Outcome, Row
 from poolserver.shared_socket import SharedSocket
 from poolserver.signals import wait_readable
+from poolserver.tcp_info import queue_length
 from poolserver.wakeups import Wakeups
 
 _log = logging.getLogger("poolserver")
@@ -60,28 +60,28 @@ class Crew:
         self,
         stations: Sequence[Station],
         rows: Sequence[Row],
+        terms: Terms,
         *,
-        backlog: int,
         on_stop_asked: Callable[[], None],
         on_released: Callable[[], None] = lambda: None,
-        service_interval: float = 0.5,
     ) -> None:
+        self.terms = terms
+        self.here = threading.local()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
         self.wakeups = Wakeups(self.stations, is_shared=len(rows) > 1)
         self.serves_queue = False
         self.shortage = Shortage()
         self.lost_listener = ""
         self._rows = rows
-        self._backlog = backlog
         self._on_stop_asked = on_stop_asked
         self._on_released = on_released
         self._is_released = False
-        self._service_interval = service_interval
         self._phase = Phase.SERVING
         self._phase_ends = math.inf
         self._idle_ends = math.inf
         self._next_tick = 0.0
         self._next_service = math.inf
+        self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
         self._lock = threading.Lock()  # between retire/cut from one thread and the watcher
         self._lanes: list[Lane] = []
         self._threads: dict[Lane, threading.Thread] = {}
@@ -92,34 +92,44 @@ class Crew:
         return self._phase is not Phase.SERVING
 
     def is_lane_thread(self) -> bool:
-        return threading.current_thread() in self._threads.values()
+        return self._lane_here() is not None
+
+    def extend(self, seconds: float) -> None:
+        """Move the handler deadline of the connection that the calling lane has."""
+        lane = self._lane_here()
+        if lane is not None:
+            lane.deadline += seconds
+
+    def on_closing(self, request: object) -> None:
+        """A server object is about to close ``request``."""
+        lane = self._lane_here()
+        if lane is not None:
+            lane.on_closing(request)
+
+    def _lane_here(self) -> Lane | None:
+        return getattr(self.here, "lane", None)
 
     def ask_stop(self) -> None:
         """A handler, or a thread that it started, called ``server.shutdown()``."""
         self._on_stop_asked()
 
     def mend(self, station: Station, error: OSError) -> None:
-        """A listener that a handler broke.
-
-        Closed here: give the server another descriptor of it. Shut down for all: listen again.
-        """
+        """A lane met a listener that a handler broke; one beyond repair ends the crew."""
         with self._lock:
             if self.is_leaving:
                 return
-            if station.is_intact():
-                if error.errno == errno.EINVAL and is_shut_down(station.server.socket):  # else mended meanwhile
-                    self._revive(station)
-            else:
-                _log.error("a handler closed a listener (%s): opened again", error.strerror)
-                station.server.socket.detach()  # its number may be another's by now
-                station.server.socket = SharedSocket(fileno=os.dup(station.fd))
+            self.lost_listener = mend(station, error, self.terms.backlog)
+            if self.lost_listener:
+                self._enter(Phase.DRAINING, 0)
+                self._wake()
 
     def start(self) -> None:
         """Start the lanes. From here on this process has threads, and must not fork."""
         self.wakeups.open()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Only where it is overridden: to wake twice a second for nothing is what this pool is not for.
         if any(_has_service_actions(station) for station in self.stations.values()):
-            self._next_service = time.monotonic() + self._service_interval
+            self._next_service = time.monotonic() + self.terms.service_interval
         for station in self.stations.values():
             station.server.crew = self
         for number, row in enumerate(self._rows):
@@ -214,15 +224,19 @@ class Crew:
                 self._drain(alive, now)
             elif now >= self._phase_ends:
                 self._give_up(alive)
+        if now >= self._next_deadlines:
+            self._next_deadlines = now + deadlines.LOOK_INTERVAL
+            deadlines.enforce(self._threads, now)
         if now >= self._next_service:
-            self._next_service = now + self._service_interval
+            self._next_service = now + self.terms.service_interval
             self._run_service_actions()
 
     def _deadline(self) -> float:
         if self._phase is Phase.SERVING:
-            return min(self._next_tick, self._next_service)
+            return min(self._next_tick, self._next_service, self._next_deadlines)
         next_drain_look = math.inf if self._is_released else time.monotonic() + DRAIN_LOOK
-        return min(self._phase_ends, self._idle_ends, self._next_service, next_drain_look)
+        own = (self._phase_ends, self._idle_ends, next_drain_look)
+        return min(*own, self._next_service, self._next_deadlines)
 
     def _tick(self, now: float) -> None:
         if now < self._next_tick:
@@ -258,18 +272,15 @@ class Crew:
     def _cut_open(self) -> None:
         busy = [lane for lane in self._lanes if lane.request is not None]
         for lane in busy:
-            lane.is_cut = True
-            _shut(lane.request)
+            lane.end_as(lane.request, Outcome.CUT)
+            shut(lane.request)
         if busy:
-            names = ", ".join(peer_name(lane.address) for lane in busy[:MAX_PEERS_NAMED])
-            more = f" and {len(busy) - MAX_PEERS_NAMED} more" if len(busy) > MAX_PEERS_NAMED else ""
-            _log.warning("cut %d open: %s%s", len(busy), names, more)
+            _log.warning("cut %d open: %s", len(busy), _names(busy))
 
     def _give_up(self, alive: list[Lane]) -> None:
         busy = [lane for lane in alive if lane.request is not None]
         if busy:
-            names = ", ".join(peer_name(lane.address) for lane in busy[:MAX_PEERS_NAMED])
-            _log.warning("left %d handler(s) that did not come back: %s", len(busy), names)
+            _log.warning("left %d handler(s) that did not come back: %s", len(busy), _names(busy))
         self._phase = Phase.OVER
 
     def _enter(self, phase: Phase, seconds: float) -> None:
@@ -289,6 +300,7 @@ class Crew:
         thread.start()
 
     def _run_lane(self, lane: Lane) -> None:
+        self.here.lane = lane
         try:
             lane.serve_forever()
         except BaseException:  # noqa: BLE001 - a defect here, not in a handler: said, then the lane is replaced
@@ -303,14 +315,6 @@ class Crew:
         self._lanes[lane.number] = successor
         self._start_thread(successor)
 
-    def _revive(self, station: Station) -> None:
-        if revive(station.server.socket, station.sockaddr, self._backlog):
-            _log.error("a listener was shut down by a handler: listening again; what was queued is lost")
-        elif not self.lost_listener:
-            self.lost_listener = f"listener {station.server.server_address!r} was shut down and cannot listen again"
-            self._enter(Phase.DRAINING, 0)
-            self._wake()
-
     def _run_service_actions(self) -> None:
         for station in self.stations.values():
             try:
@@ -320,17 +324,12 @@ class Crew:
 
 
 def _has_service_actions(station: Station) -> bool:
-    """Whether anyone overrode it: waking twice a second for nothing is what this pool is not for."""
     return type(station.server).service_actions is not socketserver.BaseServer.service_actions
 
 
-def _shut(request: object) -> None:
-    """Unblock a handler by shutting its connection down under it; a datagram has none."""
-    if isinstance(request, socket.socket):
-        try:
-            request.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed or reset meanwhile: unblocked already
+def _names(lanes: Sequence[Lane]) -> str:
+    more = f" and {len(lanes) - MAX_PEERS_NAMED} more" if len(lanes) > MAX_PEERS_NAMED else ""
+    return ", ".join(peer_name(lane.address) for lane in lanes[:MAX_PEERS_NAMED]) + more
 
 
 def run_in_lane(request: Callable[[], None]) -> None:

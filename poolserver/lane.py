@@ -5,6 +5,7 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
+import math
 import os
 import sys
 import threading
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
-from poolserver.listener import has_queue, set_idle_timeout
+from poolserver.listener import set_idle_timeout
 from poolserver.scoreboard import Outcome, Row
+from poolserver.signals import wait_readable
+from poolserver.tcp_info import has_queue, is_idle, is_reset
 from poolserver.wakeups import Wakeups
 
 _log = logging.getLogger("poolserver")
@@ -66,6 +69,17 @@ class Station:
             return False  # EBADF: closed
 
 
+@dataclass(frozen=True)
+class Terms:
+    """On which terms a crew serves. Times in seconds; 0 = off, but for ``graceful_timeout``, where 0 = cut at once."""
+
+    backlog: int = 1024
+    graceful_timeout: float = 30.0
+    handler_timeout: float = 0.0
+    first_byte_timeout: float = 0.0
+    service_interval: float = 0.5
+
+
 class Shortage:
     """Out of descriptors or memory: one line for each episode, whichever lane of the crew meets it first.
 
@@ -115,6 +129,9 @@ class CrewOfLane(Protocol):
     @property
     def is_leaving(self) -> bool: ...
 
+    @property
+    def terms(self) -> Terms: ...
+
     def mend(self, station: Station, error: OSError) -> None: ...
 
 
@@ -128,13 +145,39 @@ class Lane:
         self.number = number
         self.request: Any = None
         self.address: Any = None
-        self.is_cut = False
+        self.deadline = math.inf
+        self._began = 0.0
+        self._ended_from_outside: tuple[Any, Outcome] | None = None
+        self._handler_timeout = crew.terms.handler_timeout
+        self._first_byte_timeout = crew.terms.first_byte_timeout
         self._crew = crew
         self._row = row
         self._fruitless = 0
         self._stop_poll = crew.wakeups.poller([crew.wakeups.stop_fd])
         self._is_one_of_many = crew.wakeups.is_shared
         self._queue_polls = {fd: crew.wakeups.poller([fd]) for fd in crew.stations}
+
+    @property
+    def is_ended_from_outside(self) -> bool:
+        """Whether the connection was shut down under its handler."""
+        ended = self._ended_from_outside
+        return ended is not None and ended[0] is self.request
+
+    def end_as(self, request: object, outcome: Outcome) -> None:
+        """``request`` ends as ``outcome``, whatever its handler does now. Another connection that this lane has by
+        then is not meant."""
+        self._ended_from_outside = (request, outcome)
+
+    def mark_hung(self) -> None:
+        """Write it on the scoreboard: the lane itself cannot."""
+        self._row.hung()
+
+    def on_closing(self, request: object) -> None:
+        """The connection is about to be closed: was it the idle time-out that ended it?"""
+        idle = self._station.idle_timeout
+        lasted = time.monotonic() - self._began
+        if idle and lasted >= idle and self._ended_from_outside is None and is_idle(request, idle):
+            self.end_as(request, Outcome.TIMEOUT_IDLE)
 
     def serve_forever(self) -> None:
         """Accept and handle until the crew is leaving, then what the accept queues still hold if that is asked."""
@@ -177,6 +220,7 @@ class Lane:
         if station.is_unix_stream:
             address = address or unix_peer(request)
             set_idle_timeout(request, station.idle_timeout)
+        self._station = station
         self._handle(server, request, address)
         return True
 
@@ -186,20 +230,39 @@ class Lane:
         row.begin(peer_name(address))
         self.address = address
         self.request = request
-        end = Outcome.SERVED
+        self._began = time.monotonic()
+        if self._handler_timeout:
+            self.deadline = self._began + self._handler_timeout
         try:
-            if server.verify_request(request, address):
-                server.process_request(request, address)
-            else:
-                end = Outcome.REFUSED_VERIFY
-                server.shutdown_request(request)
+            end = self._serve(server, request, address)
         except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included
             end = Outcome.ERRORS
             self._on_failure(server, request, address)
         self.request = None
-        if self.is_cut:
-            end, self.is_cut = Outcome.CUT, False
+        if self._ended_from_outside is not None:
+            cut, outcome = self._ended_from_outside
+            end, self._ended_from_outside = (outcome if cut is request else end), None
         row.end(end)
+
+    def _serve(self, server: LaneServer, request: Any, address: Any) -> Outcome:
+        """The hooks, unless the client is gone already or does not speak."""
+        if self._station.is_stream and (unfit := self._unfit(request)) is not None:
+            server.shutdown_request(request)
+            return unfit
+        if server.verify_request(request, address):
+            server.process_request(request, address)
+            return Outcome.SERVED
+        server.shutdown_request(request)
+        return Outcome.REFUSED_VERIFY
+
+    def _unfit(self, request: Any) -> Outcome | None:
+        """Why no handler is called for this connection, if so."""
+        if self._station.is_tcp and is_reset(request):
+            return Outcome.REFUSED_RESET
+        patience = self._first_byte_timeout
+        if patience and not wait_readable(self._crew.wakeups.poller([request.fileno()]), patience):
+            return Outcome.TIMEOUT_FIRST_BYTE
+        return None
 
     def _on_failure(self, server: LaneServer, request: Any, address: Any) -> None:
         """As BaseServer does: ``handle_error`` for what is an Exception, then ``shutdown_request`` in any case."""

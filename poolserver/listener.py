@@ -9,14 +9,12 @@ import ctypes
 import errno
 import logging
 import os
-import select
 import socket
 import socketserver
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from poolserver.address import Address, parse
 from poolserver.errors import SystemRefusedError
@@ -32,13 +30,6 @@ where the kernel's default takes more than two hours."""
 _DUAL_PORT_TRIES = 16
 """``tcp://:0`` wants one free port in both families; the kernel picks it in the first and it may be taken in the
 second."""
-
-_NONE = bytes(4)
-_TCP_INFO_UNACKED = 24
-"""Offset of ``tcpi_unacked`` in ``struct tcp_info``: for a listener, the length of its accept queue.
-
-Source: tcp(7), linux/tcp.h.
-"""
 
 
 @dataclass(frozen=True)
@@ -137,57 +128,6 @@ def adopt(sock: socket.socket, options: Options) -> Listener:
     sockaddr = os.fsdecode(name) if sock.family == socket.AF_UNIX else name[:2]
     sock.setblocking(False)
     return Listener(Address(scheme, socket.AddressFamily(sock.family), sockaddr), sock, options, is_adopted=True)
-
-
-def queue_length(sock: socket.socket) -> int:
-    """How many connections wait to be accepted; for sockets that do not tell, the most there can be.
-
-    Source: tcp(7) TCP_INFO; unix(7) has nothing like it.
-    """
-    if sock.family == socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-        return _untold_queue()
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_UNACKED + 4)
-    except OSError:
-        return _untold_queue()
-    return int(struct.unpack_from("=I", info, _TCP_INFO_UNACKED)[0])
-
-
-def has_queue(sock: socket.socket) -> bool:
-    """Whether a connection waits on this TCP listener to be accepted."""
-    try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_UNACKED + 4)[_TCP_INFO_UNACKED:] != _NONE
-    except OSError:
-        return True  # closed by a handler: whoever looks will mend it
-
-
-def revive(sock: socket.socket, sockaddr: tuple[Any, ...] | str, backlog: int) -> bool:
-    """After EINVAL from accept(2), which means that somebody shut the listener down: listen again, if it can be done.
-
-    TCP can, on the ``sockaddr`` that it had: a port that the kernel had chosen was given back, and listen(2) alone
-    would choose another. A Unix socket that was shut down stays so. Source: inet_csk_listen_stop, tcp_set_state and
-    unix_shutdown in Linux.
-    """
-    try:
-        with contextlib.suppress(OSError):  # EINVAL: bound still, or a sibling worker was first; any other shows below
-            socket.socket.bind(sock, sockaddr)
-        socket.socket.listen(sock, backlog)
-        if sock.getsockname() != sockaddr:
-            return False
-    except OSError:
-        return False
-    return not is_shut_down(sock)
-
-
-def is_shut_down(sock: socket.socket) -> bool:
-    """Whether somebody shut this listener down. Source: poll(2) POLLHUP, tcp_poll and unix_poll in Linux."""
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
-    return any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0))
-
-
-def _untold_queue() -> int:
-    return 4096  # somaxconn's default bounds any queue
 
 
 def _bind_group(group: list[Address], options: Options) -> list[Listener]:

@@ -18,13 +18,12 @@ _REPORTS = {ord(READY): Report.READY, ord(STOP_ASKED): Report.STOP_ASKED}
 class Resident:
     """Stands where a ``Process`` stands; its pipe carries the same bytes, and one more when the crew is over."""
 
-    def __init__(self, graceful_timeout: float) -> None:
+    def __init__(self) -> None:
         self.pid = os.getpid()
         self.reason = ""
         self.status: int | None = None
         self.how = "left"
         self.has_exit_descriptor = True
-        self._graceful_timeout = graceful_timeout
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._told = b""
 
@@ -62,7 +61,7 @@ class Resident:
         if signum in (signal.SIGKILL, Order.STOP_NOW.value):
             self._crew.cut()
         elif signum in (Order.DRAIN.value, Order.RETIRE.value):
-            self._crew.retire(self._graceful_timeout, serve_queue=signum == Order.DRAIN.value)
+            self._crew.retire(self._crew.terms.graceful_timeout, serve_queue=signum == Order.DRAIN.value)
 
     def close(self) -> None:
         self._watcher.join()  # it has told that the crew is over, which was its last act

@@ -36,6 +36,7 @@ class Outcome(enum.IntEnum):
     ERRORS = enum.auto()  # the handler raised
     CUT = enum.auto()  # shut down at a stop, before the handler was through
     REFUSED_VERIFY = enum.auto()  # verify_request said no
+    REFUSED_RESET = enum.auto()  # the peer had reset it before a handler was called
     REFUSED_PER_SOURCE = enum.auto()
     REFUSED_RATE = enum.auto()
     REFUSED_DENIED = enum.auto()

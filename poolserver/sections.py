@@ -279,7 +279,9 @@ class Timeouts(Section):
     """``[timeouts]``: seconds; 0 = off, but for ``boot``, and ``graceful`` where 0 = cut at once."""
 
     boot: Annotated[Duration, Field(gt=0)] = 30.0
+    first_byte: Duration = 0.0
     idle: Duration = 60.0
+    handler: Duration = 0.0
     graceful: Duration = 30.0
 
 

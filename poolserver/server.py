@@ -25,7 +25,7 @@ from poolserver.master import Master, Spawn
 from poolserver.pool import Pool
 from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Timeouts, available_cores
-from poolserver.service import forking_spawn, resident_spawn
+from poolserver.service import forking_spawn, resident_spawn, terms_of
 from poolserver.shared_socket import SharedSocket
 from poolserver.states import Policy
 
@@ -208,8 +208,7 @@ class PreForkMixIn(PoolMixIn):
             lambda: [station(self, listener)],
             board,
             inbox,
-            graceful_timeout=timeouts.graceful,
-            service_interval=poll_interval,
+            terms_of(timeouts, self.request_queue_size, poll_interval),
         )
 
     @contextlib.contextmanager
@@ -246,11 +245,9 @@ class PreThreadMixIn(PoolMixIn):
     ) -> contextlib.AbstractContextManager[Spawn]:
         return contextlib.nullcontext(
             resident_spawn(
-                [listener],
                 lambda: [station(self, listener)],
                 board,
-                graceful_timeout=timeouts.graceful,
-                service_interval=poll_interval,
+                terms_of(timeouts, self.request_queue_size, poll_interval),
             )
         )
 

@@ -17,13 +17,13 @@ from poolserver.config import Loaded
 from poolserver.crew import Crew
 from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
-from poolserver.lane import Station
+from poolserver.lane import Station, Terms
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
 from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
-from poolserver.sections import Config
+from poolserver.sections import Config, Timeouts
 from poolserver.states import Policy
 from poolserver.worker import Seat, Worker
 
@@ -104,6 +104,17 @@ def listener_options(settings: Config) -> Options:
     )
 
 
+def terms_of(timeouts: Timeouts, backlog: int, service_interval: float = 0.5) -> Terms:
+    """The narrow values that a crew needs."""
+    return Terms(
+        backlog=backlog,
+        graceful_timeout=timeouts.graceful,
+        handler_timeout=timeouts.handler,
+        first_byte_timeout=timeouts.first_byte,
+        service_interval=service_interval,
+    )
+
+
 @contextlib.contextmanager
 def listening(settings: Config) -> Iterator[list[Listener]]:
     """The listeners, bound; closed at the end, and the files of Unix sockets removed."""
@@ -122,9 +133,7 @@ def forking_spawn(
     make_stations: Callable[[], list[Station]],
     board: Scoreboard,
     inbox: signals.Inbox[Command],
-    *,
-    graceful_timeout: float,
-    service_interval: float = 0.5,
+    terms: Terms,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
     or it would never report the master's death; and its copy of the inbox, whose messages are the master's."""
@@ -141,8 +150,7 @@ def forking_spawn(
                 listeners,
                 make_stations,
                 board.rows(berth),
-                graceful_timeout=graceful_timeout,
-                service_interval=service_interval,
+                terms,
             )
             return worker.run()
 
@@ -156,25 +164,22 @@ def forking_spawn(
 
 
 def resident_spawn(
-    listeners: Sequence[Listener],
     make_stations: Callable[[], list[Station]],
     board: Scoreboard,
+    terms: Terms,
     *,
-    graceful_timeout: float,
-    service_interval: float = 0.5,
     on_released: Callable[[], None] = lambda: None,
 ) -> Spawn:
     """The one worker that is this process. ``on_released``: its lanes need the stream listeners no more."""
 
     def spawn(_start: Start, berth: Berth, _siblings: Sequence[WorkerHandle]) -> WorkerHandle:
-        resident = Resident(graceful_timeout)
+        resident = Resident()
         crew = Crew(
             make_stations(),
             board.rows(berth),
-            backlog=listeners[0].options.backlog,
+            terms,
             on_stop_asked=resident.ask_stop,
             on_released=on_released,
-            service_interval=service_interval,
         )
         resident.start(crew)
         return resident
@@ -190,20 +195,20 @@ def _supervise(
 
     board = Scoreboard.create()
     timeouts, workers = settings.timeouts, settings.pool.worker_count
+    terms = terms_of(timeouts, settings.socket.backlog)
     spawning: contextlib.AbstractContextManager[Spawn]
     if workers == 0:
         spawning = contextlib.nullcontext(
             resident_spawn(
-                listeners,
                 make_stations,
                 board,
-                graceful_timeout=timeouts.graceful,
+                terms,
                 on_released=lambda: _close_streams(listeners),
             )
         )
     else:
         name = settings.server.service_name
-        spawning = forking_spawn(name, listeners, make_stations, board, inbox, graceful_timeout=timeouts.graceful)
+        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms)
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
         master = Master(

@@ -16,7 +16,7 @@ from poolserver import log, process, signals
 from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
 from poolserver.errors import ConfigError
-from poolserver.lane import Station
+from poolserver.lane import Station, Terms
 from poolserver.listener import Listener
 from poolserver.scoreboard import Row
 from poolserver.shared_socket import SharedSocket
@@ -59,16 +59,13 @@ class Worker:
         listeners: Sequence[Listener],
         make_stations: Callable[[], list[Station]],
         rows: Sequence[Row],
-        *,
-        graceful_timeout: float,
-        service_interval: float = 0.5,
+        terms: Terms,
     ) -> None:
         self._seat = seat
         self._listeners = listeners
         self._make_stations = make_stations
         self._rows = rows
-        self._graceful_timeout = graceful_timeout
-        self._service_interval = service_interval
+        self._terms = terms
         self._is_orphaned = False
 
     def run(self) -> int:
@@ -90,10 +87,9 @@ class Worker:
         self._crew = Crew(
             stations,
             self._rows,
-            backlog=self._listeners[0].options.backlog,
+            self._terms,
             on_stop_asked=lambda: self._report(process.STOP_ASKED),
             on_released=self._close_stream_listeners,
-            service_interval=self._service_interval,
         )
         signals.take(self._inbox, WORKER_SIGNALS)
         self._crew.start()
@@ -113,14 +109,14 @@ class Worker:
             elif order is Order.STOP_NOW:
                 self._crew.cut()
             else:
-                self._crew.retire(self._graceful_timeout, serve_queue=order is Order.DRAIN)
+                self._crew.retire(self._terms.graceful_timeout, serve_queue=order is Order.DRAIN)
         return True
 
     def _on_orphaned(self) -> bool:
         """The master is dead. Leave the address to a new one at once; ``os._exit`` ends what is hung."""
         _log.error("the master is gone: leaving")
         self._is_orphaned = True
-        self._crew.retire(min(self._graceful_timeout, ORPHAN_TIMEOUT), serve_queue=False)
+        self._crew.retire(min(self._terms.graceful_timeout, ORPHAN_TIMEOUT), serve_queue=False)
         self._crew.release_streams()
         return False  # EOF stays readable
 
