@@ -5,6 +5,7 @@ poll. In a process that forks nothing (``-w 0``, thread servers) the same loop r
 """
 
 import logging
+import math
 import os
 import select
 import time
@@ -34,6 +35,7 @@ from poolserver.pool import Pool
 from poolserver.process import Report
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.signals import Inbox, wait_readable
+from poolserver.tally import Tally
 from poolserver.worker import LISTENER_LOST_STATUS
 
 _log = logging.getLogger("poolserver")
@@ -82,6 +84,7 @@ class Master:
         threads: int,
         on_ready: Callable[[], None],
         on_close_door: Callable[[], None],
+        tally: Tally,
     ) -> None:
         self._pool = pool
         self._spawn = spawn
@@ -90,6 +93,7 @@ class Master:
         self._threads = threads
         self._on_ready = on_ready
         self._on_close_door = on_close_door
+        self._tally = tally
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
 
@@ -107,8 +111,10 @@ class Master:
                 for event in self._events():
                     self._step(event)
                 self._step(None)
+                self._say_refusals(time.monotonic())
         finally:
             self._abandon()
+        self._say_refusals(math.inf)
         _raise_for(self._finish)
 
     def _step(self, event: Event) -> None:
@@ -131,14 +137,19 @@ class Master:
     def _wait(self) -> None:
         poller = select.poll()
         poller.register(self._inbox.fileno(), select.POLLIN)
-        deadline = self._pool.deadline()
-        seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+        deadline = min(self._pool.deadline() or math.inf, self._tally.deadline())
+        seconds: float | None = max(0.0, deadline - time.monotonic())
         for worker, _ in self._workers.values():
             for fd in worker.descriptors():
                 poller.register(fd, select.POLLIN)
             if not worker.has_exit_descriptor:
                 seconds = UNTOLD_EXIT_INTERVAL if seconds is None else min(seconds, UNTOLD_EXIT_INTERVAL)
         self._readable = set(wait_readable(poller, seconds))
+
+    def _say_refusals(self, now: float) -> None:
+        if now >= self._tally.deadline():
+            for line in self._tally.lines(self._board.all_totals(), now):
+                _log.warning("%s", line)
 
     def _told_by(self, serial: int, worker: WorkerHandle) -> Iterator[Event]:
         if worker.has_exit_descriptor and worker.status is None and self._readable.isdisjoint(worker.descriptors()):

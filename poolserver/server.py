@@ -28,6 +28,7 @@ from poolserver.sections import Timeouts, available_cores
 from poolserver.service import forking_spawn, resident_spawn, terms_of
 from poolserver.shared_socket import SharedSocket
 from poolserver.states import Policy
+from poolserver.tally import Tally
 
 _log = logging.getLogger("poolserver")
 
@@ -145,6 +146,7 @@ class PoolMixIn(LaneServer):
                     threads=self.threads,
                     on_ready=lambda: _log.debug("ready on %s", listener.url),
                     on_close_door=lambda: None,  # the socket is its owner's, who may serve again
+                    tally=Tally(),
                 )
                 master.run()
 

@@ -25,6 +25,7 @@ from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config, Timeouts
 from poolserver.states import Policy
+from poolserver.tally import Tally
 from poolserver.worker import Seat, Worker
 
 _log = logging.getLogger("poolserver")
@@ -219,6 +220,7 @@ def _supervise(
             threads=settings.pool.threads,
             on_ready=lambda: log.announce(_ready_line(listeners, policy.workers, settings.pool.threads)),
             on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
+            tally=Tally(),
         )
         master.run()
     always = ("accepted", "served", "errors", "cut")
