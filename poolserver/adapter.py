@@ -79,17 +79,6 @@ class LaneServer(_Server):
             return
         super().server_close()
 
-    def shutdown_request(self, request: Any) -> None:
-        """As ever, but a reply is not destroyed by unread input, and the descriptor is closed for certain."""
-        if isinstance(request, socket.socket):
-            if self.crew is not None:
-                self.crew.on_closing(request)
-            _linger(request)
-            super().shutdown_request(request)
-            _close_for_certain(request)
-        else:
-            super().shutdown_request(request)
-
 
 def log_error(client_address: Any) -> None:
     """Log the exception being handled, naming the peer.
@@ -97,7 +86,8 @@ def log_error(client_address: Any) -> None:
     One that a client causes by leaving is one line, no traceback.
     """
     error = sys.exception()
-    if isinstance(error, ConnectionError | TimeoutError):
+    # BlockingIOError is what a blocking call sees that met timeouts.idle
+    if isinstance(error, ConnectionError | TimeoutError | BlockingIOError):
         _log.info("connection of %s ended by %s", peer_name(client_address), type(error).__name__)
     else:
         _log.error("handler failed for %s", peer_name(client_address), exc_info=True)
@@ -129,7 +119,7 @@ def shut(request: object) -> None:
     """Unblock a handler by shutting its connection down under it; a datagram has none."""
     if isinstance(request, socket.socket):
         try:
-            request.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(request, socket.SHUT_RDWR)  # a TLS socket's own would go on in the clear
         except OSError:
             pass  # closed or reset meanwhile: unblocked already
 
@@ -172,6 +162,20 @@ def _close_for_certain(sock: socket.socket) -> None:
         os.close(sock.detach())
 
 
+class _CarefulClosing(socketserver.TCPServer):
+    """Stands right before TCPServer: a reply is not destroyed by unread input, and the descriptor is closed for
+    certain. So a user's own ``shutdown_request`` may keep the connection."""
+
+    crew: CrewFace | None = None
+
+    def shutdown_request(self, request: Any) -> None:
+        if self.crew is not None:
+            self.crew.on_closing(request)
+        _linger(request)
+        super().shutdown_request(request)
+        _close_for_certain(request)
+
+
 class _LoggedErrors(socketserver.BaseServer):
     """Stands right before BaseServer, whose ``handle_error`` prints: a full disk behind standard error then ends its
     loop. So a user's own, too, logs where it calls ``super()``."""
@@ -206,13 +210,19 @@ _PASSED_OVER: dict[type, type] = {
 }
 
 
+_IMPROVED: dict[type, type] = {
+    socketserver.TCPServer: _CarefulClosing,
+    socketserver.BaseServer: _LoggedErrors,
+}
+
+
 def pass_over_stock_mixins(cls: type) -> None:
     """Where a stock mix-in is an ancestor of ``cls``, put the class that passes it over right before it.
 
     Adding a base puts it just there in the method resolution order, so a ``process_request`` that the user wrote in a
     nearer class is kept, and its ``super()`` call meets ours. BaseServer's ``handle_error`` is passed over likewise.
     """
-    for stock, inline in [*_PASSED_OVER.items(), (socketserver.BaseServer, _LoggedErrors)]:
+    for stock, inline in [*_PASSED_OVER.items(), *_IMPROVED.items()]:
         if issubclass(cls, stock) and not issubclass(cls, inline):
             bases = list(cls.__bases__)
             bases.insert(bases.index(stock) if stock in bases else len(bases), inline)

@@ -67,14 +67,16 @@ def _parse_unix(url: str, scheme: str, rest: str) -> Address:
     if path.startswith("@"):
         path = "\0" + path[1:]
     length = len(os.fsencode(path))
-    if length < 2 or length > 107 or (path[0] != "\0" and "\0" in path):
+    if length < 1 or path == "\0" or length > 107 or (path[0] != "\0" and "\0" in path):
         raise ConfigError(f"server.bind: {url!r}: a Unix socket's path has 1 to 107 bytes, as in unix:/run/name.sock")
     return Address(scheme, socket.AF_UNIX, path)
 
 
 def _parse_inet(url: str, scheme: str, rest: str) -> list[Address]:
     host, _, port = rest.removeprefix("//").rpartition(":")
-    if not rest.startswith("//") or not port.isdecimal() or int(port) > 65535 or (host.count(":") and host[0] != "["):
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    is_plain = not set(host) & set("[]:")
+    if not rest.startswith("//") or not port.isdecimal() or int(port) > 65535 or not (is_bracketed or is_plain):
         raise ConfigError(
             f"server.bind: {url!r}: want {scheme}://HOST:PORT with a port of 0 to 65535, [::1] in brackets"
         )

@@ -193,8 +193,10 @@ class Crew:
         """Watch from a thread of our own, for a process whose main loop is another's; ``on_over`` is its last call."""
 
         def run() -> None:
-            self.watch()
-            on_over()
+            try:
+                self.watch()
+            finally:
+                on_over()
 
         watcher = threading.Thread(target=run, name="crew", daemon=True)
         watcher.start()

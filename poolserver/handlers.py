@@ -3,10 +3,10 @@
 Runs in a worker (so that a restart loads new code), in the one process of ``-w 0``, and in ``check``.
 """
 
-import contextlib
 import importlib
 import inspect
 import logging
+import socket
 import socketserver
 import sys
 import traceback
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from poolserver.adapter import LaneServer, adapted, passed_over
 from poolserver.address import Address
@@ -27,6 +27,7 @@ _log = logging.getLogger("poolserver")
 
 _STREAM_ONLY = socketserver.StreamRequestHandler
 _DATAGRAM_ONLY = socketserver.DatagramRequestHandler
+_STOCK_GET_REQUESTS = (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request)
 
 
 @dataclass(frozen=True)
@@ -122,39 +123,63 @@ def station(server: LaneServer, listener: Listener) -> Station:
         is_unix,
         listener.options.idle_timeout,
         listener.socket.getsockname(),
+        may_block=type(server).get_request
+        not in (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request),
     )
+
+
+class _Seated(LaneServer):
+    """A server object on the master's listener, ``seat``, in place of the socket that its constructor makes.
+
+    Its own ``server_bind`` and ``server_activate`` run once, against a socket on which ``bind`` and ``listen`` do
+    nothing; in the constructor, if the class binds there whatever it is told.
+    """
+
+    seat: ClassVar[SharedSocket]
+    _is_bound = False
+
+    def take_seat(self) -> None:
+        """After the constructor."""
+        refuse_wrapped(self.socket)
+        if not self._is_bound:
+            self.server_bind()
+            self.server_activate()
+
+    def server_bind(self) -> None:
+        """Run the class's own, on the seat."""
+        self._is_bound = True
+        refuse_wrapped(self.socket)
+        self.socket.close()
+        self.socket = self.seat
+        super().server_bind()
+
+
+def refuse_wrapped(sock: socket.socket) -> None:
+    """Refuse a listener that speaks TLS: one silent client would stop a lane for ever, and over a plain descriptor of
+    it everything would be sent in the clear.
+
+    Raises:
+        ConfigError: says where to wrap instead.
+    """
+    if getattr(sock, "context", None) is not None:
+        raise ConfigError("a TLS-wrapped listener cannot be shared: wrap each connection, in the handler's setup()")
 
 
 def _server_for(service: Service, listener: Listener) -> LaneServer:
     stock = service.server_class or _stock_class(service.handler, listener)
-    cls = adapted(
-        type(
-            stock.__name__,
-            (stock,),
-            {"address_family": listener.address.family, "__module__": stock.__module__},
-        )
-    )
+    names = {"address_family": listener.address.family, "seat": SharedSocket.over(listener.socket)}
+    cls = type(stock.__name__, (_Seated, adapted(stock)), names | {"__module__": stock.__module__})
     try:
-        return _built(cls, service.handler, listener)
+        server = cast(_Seated, _call(cls, listener.socket.getsockname(), service.handler))
+        server.take_seat()
+        return server
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"server class {stock.__name__} cannot be made for {listener.url}: {type(error).__name__}: {error}",
             traceback.format_exc(),
         ) from error
-
-
-def _built(cls: type[socketserver.BaseServer], handler: Any, listener: Listener) -> LaneServer:
-    """Call the class, give it the listener in place of the socket that its constructor made, run its own
-    ``server_bind``."""
-    shared = SharedSocket.over(listener.socket)
-    address = listener.socket.getsockname()
-    server = cast(LaneServer, _call(cls, address, handler))
-    with contextlib.suppress(AttributeError):  # a BaseServer without a socket yet
-        server.socket.close()
-    server.socket = shared
-    server.server_bind()
-    server.server_activate()
-    return server
 
 
 def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> socketserver.BaseServer:

@@ -13,11 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from poolserver import process
 from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
 from poolserver.listener import set_idle_timeout
 from poolserver.scoreboard import Outcome, Row
 from poolserver.signals import wait_readable
-from poolserver.tcp_info import has_queue, is_idle, is_reset
+from poolserver.tcp_info import has_queue, is_idle, is_reset, queue_length
 from poolserver.wakeups import Wakeups
 
 _log = logging.getLogger("poolserver")
@@ -59,6 +60,8 @@ class Station:
     idle_timeout: float
     sockaddr: Any
     """What the listener is bound to, to be bound to again."""
+    may_block: bool = False
+    """``get_request`` is the user's own and may take its time, over a TLS handshake, say."""
     queued: int = 0
 
     def is_intact(self) -> bool:
@@ -150,6 +153,7 @@ class Lane:
         self._ended_from_outside: tuple[Any, Outcome] | None = None
         self._handler_timeout = crew.terms.handler_timeout
         self._first_byte_timeout = crew.terms.first_byte_timeout
+        self._forks = process.fork_count()
         self._crew = crew
         self._row = row
         self._fruitless = 0
@@ -174,6 +178,7 @@ class Lane:
 
     def on_closing(self, request: object) -> None:
         """The connection is about to be closed: was it the idle time-out that ended it?"""
+        process.leave_if_forked(self._forks)
         idle = self._station.idle_timeout
         lasted = time.monotonic() - self._began
         if idle and lasted >= idle and self._ended_from_outside is None and is_idle(request, idle):
@@ -200,6 +205,8 @@ class Lane:
         Whatever came of it but "none", more may be queued that no edge will tell of: another lane is woken for it.
         """
         server = station.server
+        if station.may_block and self._is_one_of_many and queue_length(server.socket) > 1:
+            self._crew.wakeups.look_again(station)
         try:
             request, address = server.get_request()
         except BlockingIOError:
@@ -236,8 +243,10 @@ class Lane:
         try:
             end = self._serve(server, request, address)
         except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included
+            process.leave_if_forked(self._forks)
             end = Outcome.ERRORS
             self._on_failure(server, request, address)
+        process.leave_if_forked(self._forks)
         self.request = None
         if self._ended_from_outside is not None:
             cut, outcome = self._ended_from_outside
@@ -297,7 +306,7 @@ class Lane:
         elif error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
             self._crew.mend(station, error)
             self._pause()
-        elif error.errno not in _PEER_WENT_AWAY:
+        elif error.errno not in _PEER_WENT_AWAY or type(error).__module__ == "ssl":  # whose errno 1 is no EPERM
             # not from accept(2): a get_request of the user's that shakes hands (TLS) and failed
             _log.info("get_request failed: %s", error)
         self._crew.wakeups.look_again(station)

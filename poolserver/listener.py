@@ -127,7 +127,9 @@ def adopt(sock: socket.socket, options: Options) -> Listener:
     name = sock.getsockname()
     sockaddr = os.fsdecode(name) if sock.family == socket.AF_UNIX else name[:2]
     sock.setblocking(False)
-    return Listener(Address(scheme, socket.AddressFamily(sock.family), sockaddr), sock, options, is_adopted=True)
+    address = Address(scheme, socket.AddressFamily(sock.family), sockaddr)
+    set_inherited_options(sock, address, options)
+    return Listener(address, sock, options, is_adopted=True)
 
 
 def _bind_group(group: list[Address], options: Options) -> list[Listener]:
@@ -281,8 +283,8 @@ def _set_receive_buffer(sock: socket.socket, size: int) -> None:
 def _adopt_fd(fd: int, options: Options) -> Listener:
     try:
         sock = socket.socket(fileno=os.dup(fd))
-    except OSError as error:
-        raise SystemRefusedError(f"cannot adopt fd://{fd}: {error.strerror}") from error
+    except (OSError, OverflowError) as error:
+        raise SystemRefusedError(f"cannot adopt fd://{fd}: {error}") from error
     if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.close()
         raise SystemRefusedError(f"cannot adopt fd://{fd}: it is not listening")

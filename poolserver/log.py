@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import re
+import select
 import sys
 import time
 
@@ -16,6 +17,8 @@ import setproctitle
 from poolserver.errors import ConfigError
 
 LOGGER = "poolserver"
+
+_PIPE_BUF = 4096
 
 _LOWEST_OWN_FD = 10
 """A handler that closes descriptors 0–9 must not make the next client's connection our log."""
@@ -56,7 +59,7 @@ class LineHandler(logging.Handler):
             line = self.format(record)
             if self._lost:
                 line += f" ({self._lost} earlier lines lost)"
-            os.write(self._fd, f"{line}\n".encode("utf-8", "backslashreplace"))
+            _write(self._fd, f"{line}\n".encode("utf-8", "backslashreplace"))
             self._lost = 0
         except Exception:  # noqa: BLE001 - disk full, pipe broken, a record that cannot be formatted: counted above
             self._lost += 1
@@ -97,6 +100,8 @@ def configure(level: str, path: str) -> None:
     except OSError as error:
         raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
     handler.setFormatter(_Formatter())
+    if _handler is not None:
+        logging.getLogger().removeHandler(_handler)
     root = logging.getLogger()  # the handlers' own loggers too: a service has one log
     root.addHandler(handler)
     root.setLevel(level.upper())
@@ -134,6 +139,22 @@ def keep_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+
+
+def _write(fd: int, octets: bytes) -> None:
+    """Write without ever waiting: a reader that is stopped must stop nobody else.
+
+    A pipe or socket that is ready takes this much at once; what it does not is lost. Source: pipe(7), PIPE_BUF.
+
+    Raises:
+        OSError: it takes nothing now, or never will.
+    """
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    for start in range(0, len(octets), _PIPE_BUF):
+        if not poller.poll(0):
+            raise BlockingIOError
+        os.write(fd, octets[start : start + _PIPE_BUF])
 
 
 def _own_copy(fd: int) -> int:

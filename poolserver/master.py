@@ -130,6 +130,7 @@ class Master:
         commands = self._inbox.take()
         if Command.REAP in commands:
             self._reap_strangers()
+            commands = [command for command in commands if command is not Command.REAP]
         for serial, (worker, _) in list(self._workers.items()):
             yield from self._told_by(serial, worker)
         yield from commands
@@ -158,7 +159,6 @@ class Master:
         for report in worker.reports():
             yield WorkerReady(serial) if report is Report.READY else Command.STOP
         if exited:
-            worker.reports()  # a long reason may come in two pieces
             yield self._buried(serial, worker)
 
     def _buried(self, serial: int, worker: WorkerHandle) -> Event:

@@ -218,9 +218,6 @@ class Pool:
             "reload and upgrade are not in this version: nothing is changed; restart to apply changes",
         )
 
-    def _nothing(self) -> None:
-        """Reaping strangers is the master's act; nothing is to be decided."""
-
     def _retire(self, worker: Worker, order: Order) -> None:
         if worker.state is WorkerState.STARTING:
             self._dismiss(worker)
@@ -343,5 +340,4 @@ _COMMANDS: dict[Command, Callable[[Pool], None]] = {
     Command.REOPEN: Pool._reopen,
     Command.RELOAD: Pool._unsupported,
     Command.UPGRADE: Pool._unsupported,
-    Command.REAP: Pool._nothing,
 }

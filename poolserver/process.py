@@ -194,6 +194,34 @@ def reap_strangers(known: Callable[[int, int], bool]) -> int:
         strangers += not known(pid, status)
 
 
+def fork_count() -> int:
+    """How many forks lie between the import of this module and this process."""
+    return _Forks.count
+
+
+def leave_if_forked(count: int) -> None:
+    """End this process if it is not the one that ``fork_count`` was asked in: a child that a handler forked and that
+    came back from it is no lane. It would serve on, with the parent's epoll, when the service is long over."""
+    if _Forks.count != count:
+        error = sys.exception()
+        code = error.code if isinstance(error, SystemExit) else error is not None
+        try:
+            _flush()
+        finally:
+            os._exit(code if isinstance(code, int) else 1)
+
+
+class _Forks:
+    count = 0
+
+    @classmethod
+    def note(cls) -> None:
+        cls.count += 1
+
+
+os.register_at_fork(after_in_child=_Forks.note)
+
+
 def other_threads() -> list[str]:
     """Names of the threads beside the caller. A fork copies none of them, but their locks as they stand."""
     return [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]

@@ -19,8 +19,9 @@ from poolserver import config, process, signals
 from poolserver.adapter import LaneServer, pass_over_stock_mixins
 from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
-from poolserver.handlers import PlainHTTPServer, station
-from poolserver.listener import Listener, Options, adopt, set_inherited_options
+from poolserver.errors import ConfigError
+from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
+from poolserver.listener import Listener, Options, adopt
 from poolserver.master import Master, Spawn
 from poolserver.pool import Pool
 from poolserver.scoreboard import Scoreboard
@@ -85,6 +86,9 @@ class PoolMixIn(LaneServer):
         inbox: signals.Inbox[Command] = signals.Inbox.open()
         run = _Run(inbox)
         with _gate:
+            if self._run is not None:
+                inbox.close()
+                raise RuntimeError("serve_forever() runs already: one call serves with all its threads")
             self._run = run  # first: a signal handler's shutdown() in between is posted to it
             is_stopped, self._stop_before_start = self._stop_before_start, False
             self._has_served = True
@@ -131,7 +135,7 @@ class PoolMixIn(LaneServer):
             return run
 
     def _serve(self, inbox: signals.Inbox[Command], poll_interval: float) -> None:
-        timeouts = config.from_sections({"timeouts": self.timeouts}, type(self).__name__).config.timeouts
+        timeouts = self._checked_timeouts()
         options = Options(backlog=self.request_queue_size, idle_timeout=timeouts.idle)
         board = Scoreboard.create()
         with _shared(self, options) as listener:
@@ -149,6 +153,14 @@ class PoolMixIn(LaneServer):
                     tally=Tally(),
                 )
                 master.run()
+
+    def _checked_timeouts(self) -> Timeouts:
+        """Raises ConfigError for class attributes that cannot be used, before anything is started."""
+        pool = {"workers": getattr(self, "workers", 1), "threads": self.threads}
+        if pool["workers"] == 0:
+            raise ConfigError("workers: must be at least 1, or auto; PreThreadMixIn serves in this process")
+        refuse_wrapped(self.socket)
+        return config.from_sections({"timeouts": self.timeouts, "pool": pool}, type(self).__name__).config.timeouts
 
     def _policy(self, timeouts: Timeouts) -> Policy:
         raise NotImplementedError
@@ -261,7 +273,6 @@ def _shared(server: PoolMixIn, options: Options) -> Iterator[Listener]:
     own = server.socket
     timeout = own.gettimeout()
     listener = adopt(own, options)
-    set_inherited_options(own, listener.address, options)
     shared = SharedSocket.over(own)
     server.socket = shared
     try:

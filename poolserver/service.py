@@ -79,6 +79,8 @@ def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool =
     _change_directory(settings.server.chdir)
     log.configure(settings.log.level, settings.log.file)
     log.introduce("master", settings.server.service_name)
+    if settings.pool.worker_count == 0:
+        _load(settings, handler)  # imported while TERM and INT still simply end us: an import may hang
     inbox: signals.Inbox[Command] = signals.Inbox.open()
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
     if os.getpid() == 1:

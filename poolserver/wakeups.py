@@ -81,6 +81,9 @@ class Wakeups(Generic[T]):
 
     def _passed_on(self) -> T | None:
         try:
-            return self._again.popleft()
+            post = self._again.popleft()
         except IndexError:
             return None  # a sibling was quicker, or this is the stop
+        if self._again:
+            os.eventfd_write(self._again_fd, 1)  # two calls while no lane waited made one edge
+        return post

@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.glob("*.py"))
 # From the top down: a module imports only what stands below it.
 LAYERS = """
     __main__ cli check __init__ server service master resident worker handlers crew deadlines mending lane wakeups
-    adapter listener tcp_info unix_path holders address shared_socket process signals log config sections pool tally
-    states events commands scoreboard errors
+    adapter listener tcp_info unix_path holders address shared_socket process signals log config sections admission
+    sources networks pool tally states events commands scoreboard errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -52,7 +52,8 @@ IMPORT_HOMES = {
     "asyncio": {"aio"},
     "multiprocessing": set[str](),
 }
-PURE = {"pool": {"os", "socket", "signal", "time", "select", "threading"}}
+_OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
+PURE = {"pool": _OS, "admission": _OS}
 
 MAX_FILE_LINES = 350
 MAX_BODY_LINES = 50
@@ -171,7 +172,7 @@ def test_each_power_is_used_at_home(path: Path) -> None:
 
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_import_no_operating_system(module: str) -> None:
-    """The supervisor decides; it does not act and does not look at a clock."""
+    """The supervisor and admission decide; they do not act and do not look at a clock."""
     modules = {name.partition(".")[0] for name, _ in imports(PACKAGE / f"{module}.py")}
     assert not modules & PURE[module]
 

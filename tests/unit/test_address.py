@@ -43,7 +43,7 @@ def test_descriptor_is_named_by_number() -> None:
     "url",
     ["", "tcp", "tcp:", "tcp://", "tcp://1.2.3.4", "tcp://1.2.3.4:", "tcp://1.2.3.4:65536", "tcp://1.2.3.4:-1"]
     + ["tcp://::1:80", "tcp:1.2.3.4:80", "http://x:80", "unix:", "unix:@", "unix:/" + "x" * 107, "unix:/a\0b"]
-    + ["fd://x", "fd:3", "tcp://1.2.3.4:²"],
+    + ["fd://x", "fd:3", "tcp://1.2.3.4:²", "tcp://[127.0.0.1:80", "tcp://127.0.0.1]:80"],
 )
 def test_what_is_no_address_is_refused_by_name(url: str) -> None:
     """The message repeats the URL and the key."""

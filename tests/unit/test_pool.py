@@ -375,7 +375,7 @@ class PoolMachine(RuleBasedStateMachine):
         was_ready = self.pool.workers[serial].was_ready
         self.apply(ListenerLost(serial, "lost") if lost and was_ready else WorkerExited(serial, KILLED))
 
-    @rule(command=st.sampled_from([c for c in Command if c not in (Command.STOP, Command.STOP_NOW)]))
+    @rule(command=st.sampled_from([c for c in Command if c not in (Command.STOP, Command.STOP_NOW, Command.REAP)]))
     def operator_asks(self, command: Command) -> None:
         self.apply(command)
 
