@@ -50,6 +50,7 @@ IMPORT_HOMES = {
     "click": {"cli"},
     "pydantic": {"sections", "config"},
     "asyncio": {"aio"},
+    "mmap": {"scoreboard", "sources"},
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
