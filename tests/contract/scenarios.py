@@ -6,6 +6,7 @@ A pre-fork server must not be forked from pytest. Each scenario asserts for itse
 import os
 import signal
 import socket
+import ssl
 import statistics
 import sys
 import threading
@@ -138,6 +139,44 @@ def shutdown_is_not_polled_for(kind: str) -> None:
     assert statistics.median(times) < 0.15, times
 
 
+def complaint(server: poolserver.server.PoolMixIn) -> str:
+    """What ``serve_forever`` refuses with; nothing if it served."""
+    try:
+        server.serve_forever()
+    except (RuntimeError, poolserver.ConfigError) as error:
+        return str(error)
+    return ""
+
+
+def second_serve_forever_is_refused(kind: str) -> None:
+    """The recipe of many threads on one server object has one call for all of them here."""
+    with service(kind) as server:
+
+        def act() -> None:
+            assert "runs already" in complaint(server)
+            assert ask(server)
+            server.shutdown()
+
+        while_serving(server, act)
+
+
+def unusable_attributes_are_refused(kind: str) -> None:
+    """Nothing is served on terms that cannot be kept, and nothing hangs."""
+    wrong: list[dict[str, object]] = [{"threads": 0}, {"threads": "4"}, {"timeouts": {"gracefull": 5}}]
+    if kind == "prefork":
+        wrong += [{"workers": 0}, {"workers": -1}, {"workers": "2"}, {"workers": None}]
+    for attributes in wrong:
+        with service(kind, **attributes) as server:
+            assert next(iter(attributes)) in complaint(server), attributes
+
+
+def tls_wrapped_listener_is_refused(kind: str) -> None:
+    """Over a plain descriptor of it everything would be sent in the clear."""
+    with service(kind) as server:
+        server.socket = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).wrap_socket(server.socket, server_side=True)
+        assert "TLS" in complaint(server)
+
+
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in [
@@ -148,6 +187,9 @@ SCENARIOS = {
         shutdown_in_a_signal_handler_at_any_moment,
         served_again_and_again,
         shutdown_is_not_polled_for,
+        second_serve_forever_is_refused,
+        unusable_attributes_are_refused,
+        tls_wrapped_listener_is_refused,
     ]
 }
 

@@ -22,6 +22,9 @@ DAEMON_TESTS = HERE.parent / "daemon"
         "shutdown_in_a_signal_handler_at_any_moment",
         "served_again_and_again",
         "shutdown_is_not_polled_for",
+        "second_serve_forever_is_refused",
+        "unusable_attributes_are_refused",
+        "tls_wrapped_listener_is_refused",
     ],
 )
 def test_library_service_survives(scenario, kind):
