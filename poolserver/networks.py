@@ -21,6 +21,8 @@ _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 _NOT_IP = b"\xff" * 8  # begins the keys of uids: as an address multicast, which nobody connects from
 _UNKNOWN = b"\xff" * 16
 _WORD = 2**64 - 1
+# No byte of a digest is like those of a free word: bytes.count() then leaps over free words, 8 times as fast.
+_ODD_BYTES = 0x0101010101010101
 _MAX_HOST_CHARS = 64  # an IPv6 address and its zone are at most 39 + 1 + 15; longer text is not worth caching
 
 CACHED_HOSTS = 8192
@@ -135,8 +137,8 @@ class Source:
 
 
 def digest_number(key: bytes) -> int:
-    """The keyed 64-bit digest of a source's key, never 0. The same in every process of one fork family."""
-    return hash(key) & _WORD or 1
+    """The keyed digest of a key: 56 bits and 8 that are set, so never 0. The same in all processes of a fork family."""
+    return hash(key) & _WORD | _ODD_BYTES
 
 
 def key_text(key: bytes, prefix_v4: int, prefix_v6: int) -> str:

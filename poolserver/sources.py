@@ -30,7 +30,7 @@ class Claims:
     Exact: a source's connections are the words that hold its digest, counted at each admission by one C call over the
     rows in use, so there is no sum to drift, whoever dies when. A word has one writer, its lane; the master clears a
     dead worker's words and so gives them back at once. No lock: an aligned 8-byte store is not torn. The digest is
-    keyed, so that one word, or a place astride two words, looks like another source's with a chance of 1 in 2**64.
+    keyed, so that one word, or a place astride two words, looks like another source's with a chance of 1 in 2**56.
 
     Two lanes that count before either claims would both come in under the limit. Within a process ``lock`` forbids
     it: hold it from ``active`` to ``claim``. It is the process's own and dies with it. Between processes nothing
@@ -89,7 +89,9 @@ WAYS = 8
 ENTRIES = 65_536
 """At most so many sources: 4.5 MiB a table, of which pages that nobody touched cost nothing."""
 
-_BUCKETS = ENTRIES // WAYS
+_BUCKETS = ENTRIES // WAYS - 1
+"""A prime, 8,191: the remainder depends on all bits of a digest, of which some are always set."""
+
 _FIELDS = 8
 _STRIKE_STEP = 2**20
 """A strike word is a window's start in ms times this, plus the strikes in it: one store for both."""
@@ -230,7 +232,7 @@ class SourceTable:
 
     def _find(self, source: Source) -> int:
         """The source's entry; -1 when it has none."""
-        start = (source.number & (_BUCKETS - 1)) * WAYS * 8
+        start = source.number % _BUCKETS * WAYS * 8
         return self._memory.find(source.digest, start, start + WAYS * 8) >> 3
 
     def _entry(self, source: Source, now_ns: int) -> int:
@@ -243,7 +245,7 @@ class SourceTable:
         return entry
 
     def _taken(self, source: Source, now_ns: int) -> int:
-        first = (source.number & (_BUCKETS - 1)) * WAYS
+        first = source.number % _BUCKETS * WAYS
         used = self._used[first : first + WAYS].tolist()
         for way in sorted(range(WAYS), key=used.__getitem__):  # free ones were never used
             if self._is_forgettable(first + way, now_ns):

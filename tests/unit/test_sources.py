@@ -28,9 +28,8 @@ def random_source(rng: random.Random) -> Source:
 def neighbours(count: int) -> list[Source]:
     """Sources of one bucket."""
     first = source(0)
-    mask = ENTRIES // WAYS - 1
     found = (Source.of_key(number.to_bytes(16, "big")) for number in range(2**24, 2**25))
-    near = (each for each in found if not (each.number ^ first.number) & mask)
+    near = (each for each in found if (each.number - first.number) % sources._BUCKETS == 0)
     return [first, *itertools.islice(near, count - 1)]
 
 
