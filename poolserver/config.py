@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from poolserver.errors import ConfigError
-from poolserver.sections import SECTIONS, Config, from_text, requirement, unknown
+from poolserver.sections import SECTIONS, Config, requirement, unknown
+from poolserver.values import from_text
 
 # Bytes read of a configuration file: far above any that people write, and the end of a mistaken /dev/zero.
 MAX_FILE_BYTES = 2**20

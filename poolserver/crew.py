@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from poolserver import deadlines
 from poolserver.adapter import peer_name, shut
+from poolserver.door import Door, Register
 from poolserver.lane import Lane, Shortage, Station, Terms
 from poolserver.mending import mend
 from poolserver.scoreboard import Outcome, Row
@@ -61,11 +62,13 @@ class Crew:
         stations: Sequence[Station],
         rows: Sequence[Row],
         terms: Terms,
+        register: Register,
         *,
         on_stop_asked: Callable[[], None],
         on_released: Callable[[], None] = lambda: None,
     ) -> None:
         self.terms = terms
+        self.door = Door(terms.limits, register)
         self.here = threading.local()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
         self.wakeups = Wakeups(self.stations, is_shared=len(rows) > 1)
@@ -313,6 +316,7 @@ class Crew:
 
     def _replace(self, lane: Lane) -> None:
         del self._threads[lane]
+        self.door.closed(self._rows[lane.number])
         successor = Lane(lane.number, self, self._rows[lane.number])
         self._lanes[lane.number] = successor
         self._start_thread(successor)

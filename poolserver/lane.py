@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from poolserver import process
 from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
+from poolserver.admission import Limits
+from poolserver.door import Door
 from poolserver.listener import set_idle_timeout
 from poolserver.scoreboard import Outcome, Row
 from poolserver.signals import wait_readable
@@ -80,6 +82,7 @@ class Terms:
     graceful_timeout: float = 30.0
     handler_timeout: float = 0.0
     first_byte_timeout: float = 0.0
+    limits: Limits = Limits()  # noqa: RUF009 - frozen
     service_interval: float = 0.5
 
 
@@ -135,6 +138,9 @@ class CrewOfLane(Protocol):
     @property
     def terms(self) -> Terms: ...
 
+    @property
+    def door(self) -> Door: ...
+
     def mend(self, station: Station, error: OSError) -> None: ...
 
 
@@ -151,6 +157,7 @@ class Lane:
         self.deadline = math.inf
         self._began = 0.0
         self._ended_from_outside: tuple[Any, Outcome] | None = None
+        self._door = None if crew.door.is_open else crew.door
         self._handler_timeout = crew.terms.handler_timeout
         self._first_byte_timeout = crew.terms.first_byte_timeout
         self._forks = process.fork_count()
@@ -228,7 +235,11 @@ class Lane:
             address = address or unix_peer(request)
             set_idle_timeout(request, station.idle_timeout)
         self._station = station
-        self._handle(server, request, address)
+        if self._door is None:
+            self._handle(server, request, address)
+        elif self._door.lets_in(self._row, request, address, is_stream=station.is_stream):
+            self._handle(server, request, address)
+            self._door.closed(self._row)
         return True
 
     def _handle(self, server: LaneServer, request: Any, address: Any) -> None:

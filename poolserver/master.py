@@ -14,6 +14,7 @@ from typing import Protocol
 
 from poolserver import log, process
 from poolserver.commands import Command
+from poolserver.door import Register
 from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
 from poolserver.events import (
     Action,
@@ -84,6 +85,7 @@ class Master:
         threads: int,
         on_ready: Callable[[], None],
         on_close_door: Callable[[], None],
+        register: Register,
         tally: Tally,
     ) -> None:
         self._pool = pool
@@ -93,6 +95,7 @@ class Master:
         self._threads = threads
         self._on_ready = on_ready
         self._on_close_door = on_close_door
+        self._register = register
         self._tally = tally
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
@@ -164,6 +167,7 @@ class Master:
     def _buried(self, serial: int, worker: WorkerHandle) -> Event:
         _, berth = self._workers.pop(serial)
         self._board.release(berth)
+        self._register.claims.clear(berth.first, berth.lanes)
         worker.close()
         if worker.status is not None and os.waitstatus_to_exitcode(worker.status) == LISTENER_LOST_STATUS:
             return ListenerLost(serial, worker.reason)
@@ -203,6 +207,7 @@ class Master:
             berth = self._board.allot(self._threads)
         except SystemRefusedError as error:
             return ForkFailed(action.serial, str(error))
+        self._register.claims.use(self._board.rows_in_use)
         try:
             siblings = [worker for worker, _ in self._workers.values()]
             self._workers[action.serial] = (self._spawn(action, berth, siblings), berth)

@@ -84,7 +84,8 @@ class LaneReading:
 class Row:
     """A lane's record. Runs in the worker; only its own lane may call it, but for ``hung``."""
 
-    def __init__(self, words: memoryview, peer: memoryview) -> None:
+    def __init__(self, number: int, words: memoryview, peer: memoryview) -> None:
+        self.number = number
         self._words = words
         self._peer = peer
         # Counted here and stored whole: `+=` on shared memory is not atomic, and reading it back costs more.
@@ -117,6 +118,11 @@ class Row:
         counts = self._counts
         counts[outcome] += 1
         self._words[outcome] = counts[outcome]
+
+    def refuse(self, outcome: int) -> None:
+        """A connection was accepted and turned away at the door."""
+        self.count(_ACCEPTED)
+        self.count(outcome)
 
     def hung(self) -> None:
         """The lane does not come back."""
@@ -167,12 +173,18 @@ class Scoreboard:
         self.memory[start : start + berth.lanes * _ROW_BYTES] = bytes(berth.lanes * _ROW_BYTES)
         self._berths.remove(berth)
 
+    @property
+    def rows_in_use(self) -> int:
+        """How many lane rows, from the first, may belong to a worker."""
+        return max((berth.first + berth.lanes for berth in self._berths), default=0)
+
     def rows(self, berth: Berth) -> list[Row]:
         """The rows of ``berth`` for their lanes to write. Called in the worker."""
         words = memoryview(self.memory).cast("Q")
         octets = memoryview(self.memory)
         return [
             Row(
+                lane,
                 words[lane * _ROW_WORDS : (lane + 1) * _ROW_WORDS],
                 octets[lane * _ROW_BYTES + _PEER_START :][:_PEER_BYTES],
             )

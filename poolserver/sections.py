@@ -1,64 +1,40 @@
 """The configuration's sections: which keys there are, their types, bounds and defaults.
 
-Owns the models and how one value is read; ``config.py`` owns where values come from. A new section is one
-class here and one field of :class:`Config`. Other modules are handed the values they need, and never build
-these models. With ``config.py`` the only module that imports pydantic, which costs tens of milliseconds.
+Owns the models; what a single value may be is ``values.py``'s, where values come from ``config.py``'s. A new section
+is one class here and one field of :class:`Config`. Other modules are handed the values they need, and never build
+these models.
 """
 
 import difflib
-import math
-import os
-import re
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, NewType, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    Strict,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-# Worker slots of the scoreboard, which is made once, at start.
-MAX_WORKERS = 1024
-# Lanes of the scoreboard: workers x threads, whatever their shares.
-MAX_LANES = 16_384
-# Seconds, 24 days. poll(2), epoll_wait(2) and TCP_USER_TIMEOUT take milliseconds in a C int, and
-# socket.settimeout() raises OverflowError above it, which would be found out in a lane.
-MAX_DURATION = 2_147_483
-# Bytes. setsockopt(2) takes a C int; the kernel itself cuts the value to net.core.rmem_max.
-MAX_SOCKET_BUFFER = 2**31 - 1
-# Connections. Older kernels keep a queue's length in 16 bits, where 65,536 would become 0.
-MAX_BACKLOG = 65_535
-
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
-_BYTES = {"K": 2**10, "M": 2**20, "G": 2**30}
-_SIZE = re.compile(r"([0-9]{1,15})([KMG])?", re.IGNORECASE)
-_MODE = re.compile(r"(?:0o)?([0-7]{1,5})")
-# 18 digits: above any bound below, and far from the 4,300 where int() itself raises.
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
-_FLAGS = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
-# The name goes into process titles, log lines and the control socket's file name: no slash, no space,
-# and short enough for the 107 bytes of a Unix socket's path.
-_NAME = re.compile(r"\w[\w.@:+-]{0,63}")
+from poolserver.admission import most_burst, parse_rate
+from poolserver.values import (
+    MAX_BACKLOG,
+    MAX_BAN_AFTER,
+    MAX_LANES,
+    MAX_SOCKET_BUFFER,
+    MAX_WORKERS,
+    NAME,
+    AnchoredPath,
+    Duration,
+    FilledPath,
+    Mode,
+    Network,
+    OctalMode,
+    Rate,
+    Refusal,
+    ServiceName,
+    Size,
+    Text,
+    Urls,
+    WorkerCount,
+    available_cores,
+)
 
 # What pydantic's error types mean, in the words of this project. One that is missing here is still
 # reported, in pydantic's own words.
@@ -76,130 +52,6 @@ _REQUIREMENTS = {
     "value_error": "{error}",
 }
 
-Mode = NewType("Mode", int)
-"""Permission bits. A type of its own because its text is octal, where that of other numbers is decimal."""
-
-
-def _sound(text: str) -> str:
-    """Refuse NUL, which ends a text in the kernel, and what stands for undecodable bytes (PEP 383)."""
-    if "\0" in text:
-        raise ValueError("must not hold a NUL byte")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("must be UTF-8 text")
-    return text
-
-
-def _filled(items: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse an empty list. pydantic's own min_length would count only the items that are right."""
-    if not items:
-        raise ValueError("must not be empty")
-    return items
-
-
-def _anchored(text: str, info: ValidationInfo) -> str:
-    """Make a path absolute against ``base`` of the validation context; empty (= off) stays empty."""
-    base = (info.context or {}).get("base")
-    return str(Path(base, text)) if base and text else text
-
-
-def _seconds(value: object) -> float:
-    """Read a duration: a number of seconds, or text such as ``"30s"``."""
-    seconds = _seconds_or_none(value)
-    if seconds is None or not 0 <= seconds <= MAX_DURATION:
-        raise ValueError(f'must be a duration such as 30, "30s", "5m" or "250ms" of 0 to {MAX_DURATION} seconds')
-    return seconds
-
-
-def _seconds_or_none(value: object) -> float | None:
-    """Return what ``value`` says in seconds, without regard to bounds; None when it says nothing."""
-    if isinstance(value, str) and (found := _DURATION.fullmatch(value)):
-        return float(found[1]) * _SECONDS[found[2] or "s"]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    # A whole number beyond float's range raises OverflowError; it is out of bounds all the same.
-    return float(value) if abs(value) <= MAX_DURATION else math.inf
-
-
-def _bytes(value: object) -> object:
-    """Read ``"512M"`` as its bytes; pydantic judges all else."""
-    if not isinstance(value, str):
-        return value
-    if not (found := _SIZE.fullmatch(value)):
-        raise ValueError('must be a size such as 65536, "64K" or "512M"')
-    return int(found[1]) * _BYTES.get((found[2] or "").upper(), 1)
-
-
-def _mode(value: object) -> int:
-    """Read octal text. A number is refused: 660 in TOML is decimal, and would mean 01224."""
-    found = _MODE.fullmatch(value) if isinstance(value, str) else None
-    if found is None or int(found[1], 8) > 0o777:
-        raise ValueError('must be permissions as octal text such as "0660"')
-    return int(found[1], 8)
-
-
-def _workers(value: object) -> object:
-    """Accept ``"auto"`` or a number of worker processes."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WORKERS
-    if not is_count and value != "auto":
-        raise ValueError(f'must be "auto" or a whole number from 0 to {MAX_WORKERS}')
-    return value
-
-
-def _service_name(name: str) -> str:
-    """Accept a name that can be part of a file name and of a log line; empty = derived."""
-    if name and not _NAME.fullmatch(name):
-        raise ValueError("must be up to 64 letters, digits and _ . @ : + -, beginning with a letter or digit")
-    return name
-
-
-def from_text(annotation: Any, text: str) -> object:
-    """Read ``text`` from the environment or the command line as a key's type.
-
-    Returns ``text`` itself where it does not read as that type, or where the type reads text anyway: the
-    model then accepts or refuses it, so that every refusal is worded in one place.
-    """
-    if annotation is bool:
-        return _FLAGS.get(text.lower(), text)
-    if get_origin(annotation) is tuple:
-        return _items(text)
-    if int in (annotation, *get_args(annotation)) and _WHOLE.fullmatch(text):
-        return int(text)
-    return text
-
-
-def _items(text: str) -> object:
-    """Read a TOML array, or else the comma-separated items that are not empty."""
-    if not text.startswith("["):
-        return tuple(item.strip() for item in text.split(",") if item.strip())
-    try:
-        document = tomllib.loads(f"items = {text}")
-    except (ValueError, RecursionError):  # syntax, a number of 4,300 digits, brackets nested by the thousand
-        return text
-    # More than the one key means that a newline in the text started a second statement.
-    return document["items"] if len(document) == 1 else text
-
-
-def available_cores() -> int:
-    """Count the cores this process may use, at least 1: its affinity, and less under a container's CPU quota.
-
-    Source: sched_getaffinity(2); Linux, Documentation/admin-guide/cgroup-v2.rst, ``cpu.max``.
-    """
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError, ZeroDivisionError):
-        return cores  # no cgroup v2 here (the root has no such file), or the quota is the word "max"
-
-
-Text = Annotated[str, AfterValidator(_sound)]
-FilledText = Annotated[str, Field(min_length=1), AfterValidator(_sound)]
-AnchoredPath = Annotated[Text, AfterValidator(_anchored)]
-FilledPath = Annotated[FilledText, AfterValidator(_anchored)]
-Duration = Annotated[float, BeforeValidator(_seconds)]
-Size = Annotated[int, BeforeValidator(_bytes)]
-OctalMode = Annotated[Mode, BeforeValidator(_mode), PlainSerializer(lambda mode: f"{mode:04o}", return_type=str)]
-
 
 class Section(BaseModel):
     """What all sections share: frozen, closed to unknown keys, and strict (``"8"`` is no number in TOML).
@@ -215,8 +67,8 @@ class Server(Section):
 
     handler: Text = ""
     server_class: Text = ""
-    bind: Annotated[tuple[FilledText, ...], Strict(False), AfterValidator(_filled)] = ("tcp://127.0.0.1:20000",)
-    name: Annotated[Text, AfterValidator(_service_name)] = ""
+    bind: Urls = ("tcp://127.0.0.1:20000",)
+    name: ServiceName = ""
     # Its default is a path too, so it is anchored like a given one.
     pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
     chdir: AnchoredPath = ""
@@ -230,7 +82,7 @@ class Server(Section):
         """
         module = (self.handler or self.server_class).partition(":")[0]
         derived = module.rpartition(".")[2]
-        return self.name or (derived if _NAME.fullmatch(derived) else "poolserver")
+        return self.name or (derived if NAME.fullmatch(derived) else "poolserver")
 
 
 class Socket(Section):
@@ -250,7 +102,7 @@ class Socket(Section):
 class Pool(Section):
     """``[pool]``: how many worker processes, and lanes in each."""
 
-    workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
+    workers: WorkerCount = "auto"
     # After workers, which its validator looks at. The default needs no check: 1024 x 8 lanes fit.
     threads: Annotated[int, Field(ge=1, le=MAX_LANES)] = 8
 
@@ -285,6 +137,34 @@ class Timeouts(Section):
     graceful: Duration = 30.0
 
 
+class Limits(Section):
+    """``[limits]``: what one source may take of the pool, and who may come at all; 0 or empty = off."""
+
+    per_source: Annotated[int, Field(ge=0, le=MAX_LANES)] = 0
+    source_prefix_v4: Annotated[int, Field(ge=1, le=32)] = 32
+    source_prefix_v6: Annotated[int, Field(ge=1, le=128)] = 64
+    rate_per_source: Rate = ""
+    # After rate_per_source, which its validator looks at.
+    burst: Annotated[int, Field(ge=0)] = 0
+    allow: Annotated[tuple[Network, ...], Strict(False)] = ()
+    deny: Annotated[tuple[Network, ...], Strict(False)] = ()
+    exempt: Annotated[tuple[Network, ...], Strict(False)] = ()
+    ban_after: Annotated[int, Field(ge=0, le=MAX_BAN_AFTER)] = 0
+    ban_for: Annotated[Duration, Field(gt=0)] = 60.0
+    refuse_with: Refusal = "rst"
+    dry_run: bool = False
+
+    @field_validator("burst")
+    @classmethod
+    def _fills_again(cls, burst: int, info: ValidationInfo) -> int:
+        """Refuse a burst that its rate would take more than 24 days to give again."""
+        text = info.data.get("rate_per_source", "")  # absent when refused, which is a report of its own
+        most = most_burst(parse_rate(text) or 1.0)
+        if burst > most:
+            raise ValueError(f"must be at most {most}" + (f' with limits.rate_per_source = "{text}"' if text else ""))
+        return burst
+
+
 class Log(Section):
     """``[log]``: what is written, how, and where."""
 
@@ -302,6 +182,7 @@ class Config(BaseModel):
     socket: Socket = Socket()
     pool: Pool = Pool()
     timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
     log: Log = Log()
 
 

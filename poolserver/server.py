@@ -7,6 +7,7 @@ They put the same parts together as the daemon does (``service.py``), around one
 """
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -19,17 +20,20 @@ from poolserver import config, process, signals
 from poolserver.adapter import LaneServer, pass_over_stock_mixins
 from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
+from poolserver.door import Register
 from poolserver.errors import ConfigError
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
+from poolserver.lane import Terms
 from poolserver.listener import Listener, Options, adopt
 from poolserver.master import Master, Spawn
 from poolserver.pool import Pool
 from poolserver.scoreboard import Scoreboard
-from poolserver.sections import Timeouts, available_cores
+from poolserver.sections import Config, Timeouts
 from poolserver.service import forking_spawn, resident_spawn, terms_of
 from poolserver.shared_socket import SharedSocket
 from poolserver.states import Policy
 from poolserver.tally import Tally
+from poolserver.values import available_cores
 
 _log = logging.getLogger("poolserver")
 
@@ -52,12 +56,13 @@ class _Run:
 class PoolMixIn(LaneServer):
     """What the two mix-ins share: one ``serve_forever`` at a time, ``shutdown`` from anywhere, nothing left changed.
 
-    Class attributes: ``threads``, lanes in each process; ``timeouts``, the keys of the configuration's section of that
-    name (``{"graceful": 5}``). The rest is socketserver's own.
+    Class attributes: ``threads``, lanes in each process; ``timeouts`` and ``limits``, the keys of the configuration's
+    sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
     """
 
     threads: int = 8
     timeouts: ClassVar[Mapping[str, object]] = {}
+    limits: ClassVar[Mapping[str, object]] = {}
     request_queue_size = 1024  # of 60 clients in 0.3 s, socketserver's 5 left some unanswered for ever
 
     _run: _Run | None = None
@@ -135,12 +140,14 @@ class PoolMixIn(LaneServer):
             return run
 
     def _serve(self, inbox: signals.Inbox[Command], poll_interval: float) -> None:
-        timeouts = self._checked_timeouts()
+        settings = self._checked()
+        timeouts = settings.timeouts
+        terms = terms_of(timeouts, settings.limits, self.request_queue_size, poll_interval)
         options = Options(backlog=self.request_queue_size, idle_timeout=timeouts.idle)
-        board = Scoreboard.create()
+        board, register = Scoreboard.create(), Register.create()
         with _shared(self, options) as listener:
             pool = Pool(self._policy(timeouts))
-            spawn = self._spawn(listener, board, inbox, timeouts, poll_interval)
+            spawn = self._spawn(listener, board, register, inbox, terms)
             with self._surroundings(), signals.taken(inbox, LIBRARY_SIGNALS), spawn as spawn_worker:
                 master = Master(
                     pool,
@@ -150,17 +157,19 @@ class PoolMixIn(LaneServer):
                     threads=self.threads,
                     on_ready=lambda: _log.debug("ready on %s", listener.url),
                     on_close_door=lambda: None,  # the socket is its owner's, who may serve again
-                    tally=Tally(),
+                    register=register,
+                    tally=Tally(functools.partial(register.worst, terms.limits)),
                 )
                 master.run()
 
-    def _checked_timeouts(self) -> Timeouts:
+    def _checked(self) -> Config:
         """Raises ConfigError for class attributes that cannot be used, before anything is started."""
         pool = {"workers": getattr(self, "workers", 1), "threads": self.threads}
         if pool["workers"] == 0:
             raise ConfigError("workers: must be at least 1, or auto; PreThreadMixIn serves in this process")
         refuse_wrapped(self.socket)
-        return config.from_sections({"timeouts": self.timeouts, "pool": pool}, type(self).__name__).config.timeouts
+        sections = {"timeouts": self.timeouts, "limits": self.limits, "pool": pool}
+        return config.from_sections(sections, type(self).__name__).config
 
     def _policy(self, timeouts: Timeouts) -> Policy:
         raise NotImplementedError
@@ -169,9 +178,9 @@ class PoolMixIn(LaneServer):
         self,
         listener: Listener,
         board: Scoreboard,
+        register: Register,
         inbox: signals.Inbox[Command],
-        timeouts: Timeouts,
-        poll_interval: float,
+        terms: Terms,
     ) -> contextlib.AbstractContextManager[Spawn]:
         raise NotImplementedError
 
@@ -212,9 +221,9 @@ class PreForkMixIn(PoolMixIn):
         self,
         listener: Listener,
         board: Scoreboard,
+        register: Register,
         inbox: signals.Inbox[Command],
-        timeouts: Timeouts,
-        poll_interval: float,
+        terms: Terms,
     ) -> contextlib.AbstractContextManager[Spawn]:
         return forking_spawn(
             type(self).__name__,
@@ -222,7 +231,8 @@ class PreForkMixIn(PoolMixIn):
             lambda: [station(self, listener)],
             board,
             inbox,
-            terms_of(timeouts, self.request_queue_size, poll_interval),
+            terms,
+            register,
         )
 
     @contextlib.contextmanager
@@ -253,15 +263,16 @@ class PreThreadMixIn(PoolMixIn):
         self,
         listener: Listener,
         board: Scoreboard,
+        register: Register,
         inbox: signals.Inbox[Command],  # noqa: ARG002 - nobody is forked
-        timeouts: Timeouts,
-        poll_interval: float,
+        terms: Terms,
     ) -> contextlib.AbstractContextManager[Spawn]:
         return contextlib.nullcontext(
             resident_spawn(
                 lambda: [station(self, listener)],
                 board,
-                terms_of(timeouts, self.request_queue_size, poll_interval),
+                terms,
+                register,
             )
         )
 

@@ -4,6 +4,7 @@ Puts listeners, scoreboard, pool and master together, and says how a worker is s
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +12,12 @@ from pathlib import Path
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, handlers, log, process, signals
+from poolserver import config, handlers, log, process, sections, signals
+from poolserver.admission import Limits
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
 from poolserver.crew import Crew
+from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
 from poolserver.lane import Station, Terms
@@ -36,7 +39,7 @@ def serve(
     bind: str | Sequence[str] = "tcp://127.0.0.1:20000",
     workers: int | Literal["auto"] = "auto",
     threads: int = 8,
-    **sections: dict[str, object],
+    **others: dict[str, object],
 ) -> None:
     """Serve ``handler`` as ``poolserver run`` does, until a signal ends it. Call it from the main thread.
 
@@ -45,13 +48,13 @@ def serve(
         bind: One bind URL or several.
         workers: Worker processes; ``"auto"`` = the cores available, 0 = everything in this process.
         threads: Lanes in each worker.
-        sections: The configuration's other sections, as ``timeouts={"graceful": 5}``.
+        others: The configuration's other sections, as ``timeouts={"graceful": 5}``.
 
     Raises:
         ConfigError: the configuration or the handler cannot be used.
         SystemRefusedError: an address cannot be bound, or no worker forked.
     """
-    given = {name: dict(keys) for name, keys in sections.items()}
+    given = {name: dict(keys) for name, keys in others.items()}
     spec = handler if isinstance(handler, str) else f"{handler.__module__}:{handler.__qualname__}"
     urls = [bind] if isinstance(bind, str) else list(bind)
     given["server"] = {"handler": spec, "bind": urls} | given.get("server", {})
@@ -107,9 +110,10 @@ def listener_options(settings: Config) -> Options:
     )
 
 
-def terms_of(timeouts: Timeouts, backlog: int, service_interval: float = 0.5) -> Terms:
+def terms_of(timeouts: Timeouts, limits: sections.Limits, backlog: int, service_interval: float = 0.5) -> Terms:
     """The narrow values that a crew needs."""
     return Terms(
+        limits=Limits.parse(**limits.model_dump()),
         backlog=backlog,
         graceful_timeout=timeouts.graceful,
         handler_timeout=timeouts.handler,
@@ -137,6 +141,7 @@ def forking_spawn(
     board: Scoreboard,
     inbox: signals.Inbox[Command],
     terms: Terms,
+    register: Register,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
     or it would never report the master's death; and its copy of the inbox, whose messages are the master's."""
@@ -154,6 +159,7 @@ def forking_spawn(
                 make_stations,
                 board.rows(berth),
                 terms,
+                register,
             )
             return worker.run()
 
@@ -170,6 +176,7 @@ def resident_spawn(
     make_stations: Callable[[], list[Station]],
     board: Scoreboard,
     terms: Terms,
+    register: Register,
     *,
     on_released: Callable[[], None] = lambda: None,
 ) -> Spawn:
@@ -181,6 +188,7 @@ def resident_spawn(
             make_stations(),
             board.rows(berth),
             terms,
+            register,
             on_stop_asked=resident.ask_stop,
             on_released=on_released,
         )
@@ -196,9 +204,9 @@ def _supervise(
     def make_stations() -> list[Station]:
         return handlers.stations(_load(settings, handler), listeners)
 
-    board = Scoreboard.create()
+    board, register = Scoreboard.create(), Register.create()
     timeouts, workers = settings.timeouts, settings.pool.worker_count
-    terms = terms_of(timeouts, settings.socket.backlog)
+    terms = terms_of(timeouts, settings.limits, settings.socket.backlog)
     spawning: contextlib.AbstractContextManager[Spawn]
     if workers == 0:
         spawning = contextlib.nullcontext(
@@ -206,12 +214,13 @@ def _supervise(
                 make_stations,
                 board,
                 terms,
+                register,
                 on_released=lambda: _close_streams(listeners),
             )
         )
     else:
         name = settings.server.service_name
-        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms)
+        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register)
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
         master = Master(
@@ -222,7 +231,8 @@ def _supervise(
             threads=settings.pool.threads,
             on_ready=lambda: log.announce(_ready_line(listeners, policy.workers, settings.pool.threads)),
             on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
-            tally=Tally(),
+            register=register,
+            tally=Tally(functools.partial(register.worst, terms.limits)),
         )
         master.run()
     always = ("accepted", "served", "errors", "cut")

@@ -47,9 +47,10 @@ class Tally:
         self._next = now + INTERVAL
         grown = {name: totals.get(name, 0) - self._said.get(name, 0) for name in _TEXTS}
         self._said = {name: totals.get(name, 0) for name in _TEXTS}
-        return [self._line(name, count) for name, count in grown.items() if count > 0]
+        new = {name: count for name, count in grown.items() if count > 0}
+        worst = ", ".join(f"{source} ({refused})" for source, refused in self._worst(WORST_NAMED)) if new else ""
+        return [f"{count} {_TEXTS[name]}{_about(name, worst)}" for name, count in new.items()]
 
-    def _line(self, name: str, count: int) -> str:
-        worst = ", ".join(f"{source} ({refused})" for source, refused in self._worst(WORST_NAMED))
-        about = f"; most refused so far: {worst}" if worst and not name.startswith("timeout") else ""
-        return f"{count} {_TEXTS[name]}{about}"
+
+def _about(name: str, worst: str) -> str:
+    return f"; most refused so far: {worst}" if worst and not name.startswith("timeout") else ""

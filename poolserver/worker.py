@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from poolserver import log, process, signals
 from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
+from poolserver.door import Register
 from poolserver.errors import ConfigError
 from poolserver.lane import Station, Terms
 from poolserver.listener import Listener
@@ -60,12 +61,14 @@ class Worker:
         make_stations: Callable[[], list[Station]],
         rows: Sequence[Row],
         terms: Terms,
+        register: Register,
     ) -> None:
         self._seat = seat
         self._listeners = listeners
         self._make_stations = make_stations
         self._rows = rows
         self._terms = terms
+        self._register = register
         self._is_orphaned = False
 
     def run(self) -> int:
@@ -88,6 +91,7 @@ class Worker:
             stations,
             self._rows,
             self._terms,
+            self._register,
             on_stop_asked=lambda: self._report(process.STOP_ASKED),
             on_released=self._close_stream_listeners,
         )

@@ -15,9 +15,9 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli check __init__ server service master resident worker handlers crew deadlines mending lane wakeups
-    adapter listener tcp_info unix_path holders address shared_socket process signals log config sections admission
-    sources networks pool tally states events commands scoreboard errors
+    __main__ cli check __init__ server service master resident worker handlers crew deadlines mending lane door wakeups
+    adapter listener tcp_info unix_path holders address shared_socket process signals log config sections values
+    admission sources networks scoreboard pool tally states events commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -48,7 +48,7 @@ IMPORT_HOMES = {
     "setproctitle": {"log"},
     "daemon": {"daemonize"},
     "click": {"cli"},
-    "pydantic": {"sections", "config"},
+    "pydantic": {"sections", "config", "values"},
     "asyncio": {"aio"},
     "mmap": {"scoreboard", "sources"},
     "multiprocessing": set[str](),

@@ -24,7 +24,8 @@ from poolserver.config import (
     load,
 )
 from poolserver.errors import ConfigError
-from poolserver.sections import SECTIONS, Config, available_cores
+from poolserver.sections import SECTIONS, Config
+from poolserver.values import available_cores
 
 SAMPLE = Path(__file__).parents[2] / "config" / "poolserver.toml"
 KNOWN_KEYS = [f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys]

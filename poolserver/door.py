@@ -1,0 +1,108 @@
+"""The door: admission as lanes meet it. Judges who comes, keeps each lane's claim, turns away who is refused.
+
+"Why was it refused?" is answered in ``admission.py``; this is the act. One for each process, over shared tables.
+"""
+
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from poolserver.admission import Admission, Limits, Reason, Verdict
+from poolserver.networks import key_text, source_of
+from poolserver.scoreboard import Outcome, Row
+from poolserver.sources import Claims, SourceTable
+
+_REFUSED = {
+    Reason.PER_SOURCE: Outcome.REFUSED_PER_SOURCE,
+    Reason.RATE: Outcome.REFUSED_RATE,
+    Reason.DENIED: Outcome.REFUSED_DENIED,
+    Reason.BANNED: Outcome.REFUSED_BANNED,
+}
+_WOULD = {
+    Reason.PER_SOURCE: Outcome.WOULD_PER_SOURCE,
+    Reason.RATE: Outcome.WOULD_RATE,
+    Reason.DENIED: Outcome.WOULD_DENIED,
+    Reason.BANNED: Outcome.WOULD_BANNED,
+}
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True)
+class Register:
+    """What all processes know of sources, made by the master before its first fork. Datagrams are counted apart."""
+
+    claims: Claims
+    connections: SourceTable
+    datagrams: SourceTable
+
+    @classmethod
+    def create(cls) -> "Register":
+        """Map the memory: anonymous, so that nothing of it is left behind."""
+        return cls(Claims.create(), SourceTable.create(), SourceTable.create())
+
+    def worst(self, limits: Limits, count: int) -> list[tuple[str, int]]:
+        """The sources most refused, in words, with how often."""
+        found = self.connections.worst(count) + self.datagrams.worst(count)
+        found.sort(key=lambda each: -each[1])
+        return [
+            (key_text(key, limits.source_prefix_v4, limits.source_prefix_v6), times) for key, times in found[:count]
+        ]
+
+
+class Door:
+    """Runs in a worker; its lanes share it."""
+
+    def __init__(self, limits: Limits, register: Register) -> None:
+        self.is_open = limits.is_off
+        self._limits = limits
+        self._claims = register.claims
+        self._admission = Admission(limits, register.claims.active, register.connections, register.datagrams)
+
+    def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool) -> bool:
+        """Whether this connection or datagram is served. If not it is counted and, being a connection, turned away.
+
+        One that is let in has its claim until ``closed``.
+        """
+        verdict = self._judge(row.number, address) if is_stream else self._judge_datagram(address)
+        if verdict.reason is None:
+            return True
+        if not verdict.is_enforced:
+            row.count(_WOULD[verdict.reason])
+            return True
+        row.refuse(_REFUSED[verdict.reason])
+        if is_stream:
+            self._turn_away(request)
+        return False
+
+    def closed(self, row: Row) -> None:
+        """The lane's connection is over: its claim is given back."""
+        self._claims.give_back(row.number)
+
+    def _judge(self, lane: int, address: Any) -> Verdict:
+        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
+        with self._claims.lock:
+            verdict = self._admission.admit(source, time.monotonic_ns())
+            if verdict.is_counted:
+                self._claims.claim(lane, source)
+        return verdict
+
+    def _judge_datagram(self, address: Any) -> Verdict:
+        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
+        with self._claims.lock:
+            return self._admission.admit_datagram(source, time.monotonic_ns())
+
+    def _turn_away(self, request: socket.socket) -> None:
+        """By a reset, which leaves nothing in the kernel; a plain close; or a text, which one send takes whole."""
+        how = self._limits.refuse_with
+        try:
+            if how == "rst":
+                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            elif how != "close":
+                request.send(how.encode(), socket.MSG_DONTWAIT)
+                request.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it has left already
+        request.close()

@@ -1,0 +1,210 @@
+"""What one configuration value may be, and how its text is read: durations, sizes, modes, networks, rates.
+
+The types that ``sections.py`` builds its models of. Nothing here knows a section.
+"""
+
+import math
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, NewType, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    Strict,
+    ValidationInfo,
+)
+
+from poolserver.admission import parse_rate
+from poolserver.networks import parse_network
+
+# Worker slots of the scoreboard, which is made once, at start.
+MAX_WORKERS = 1024
+# Lanes of the scoreboard: workers x threads, whatever their shares.
+MAX_LANES = 16_384
+# Seconds, 24 days. poll(2), epoll_wait(2) and TCP_USER_TIMEOUT take milliseconds in a C int, and
+# socket.settimeout() raises OverflowError above it, which would be found out in a lane.
+MAX_DURATION = 2_147_483
+# Bytes. setsockopt(2) takes a C int; the kernel itself cuts the value to net.core.rmem_max.
+MAX_SOCKET_BUFFER = 2**31 - 1
+# Bytes. A refusal's text goes out in one send to an empty socket buffer, which holds it whatever the peer does.
+MAX_REFUSAL_TEXT = 1024
+# A strike word of the table of sources has 20 bits for the count.
+MAX_BAN_AFTER = 1_000_000
+
+# Connections. Older kernels keep a queue's length in 16 bits, where 65,536 would become 0.
+MAX_BACKLOG = 65_535
+
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
+_BYTES = {"K": 2**10, "M": 2**20, "G": 2**30}
+_SIZE = re.compile(r"([0-9]{1,15})([KMG])?", re.IGNORECASE)
+_MODE = re.compile(r"(?:0o)?([0-7]{1,5})")
+# 18 digits: above any bound below, and far from the 4,300 where int() itself raises.
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_FLAGS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+# The name goes into process titles, log lines and the control socket's file name: no slash, no space,
+# and short enough for the 107 bytes of a Unix socket's path.
+NAME = re.compile(r"\w[\w.@:+-]{0,63}")
+
+Mode = NewType("Mode", int)
+"""Permission bits. A type of its own because its text is octal, where that of other numbers is decimal."""
+
+
+def _sound(text: str) -> str:
+    """Refuse NUL, which ends a text in the kernel, and what stands for undecodable bytes (PEP 383)."""
+    if "\0" in text:
+        raise ValueError("must not hold a NUL byte")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("must be UTF-8 text")
+    return text
+
+
+def _filled(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an empty list. pydantic's own min_length would count only the items that are right."""
+    if not items:
+        raise ValueError("must not be empty")
+    return items
+
+
+def _anchored(text: str, info: ValidationInfo) -> str:
+    """Make a path absolute against ``base`` of the validation context; empty (= off) stays empty."""
+    base = (info.context or {}).get("base")
+    return str(Path(base, text)) if base and text else text
+
+
+def _seconds(value: object) -> float:
+    """Read a duration: a number of seconds, or text such as ``"30s"``."""
+    seconds = _seconds_or_none(value)
+    if seconds is None or not 0 <= seconds <= MAX_DURATION:
+        raise ValueError(f'must be a duration such as 30, "30s", "5m" or "250ms" of 0 to {MAX_DURATION} seconds')
+    return seconds
+
+
+def _seconds_or_none(value: object) -> float | None:
+    """Return what ``value`` says in seconds, without regard to bounds; None when it says nothing."""
+    if isinstance(value, str) and (found := _DURATION.fullmatch(value)):
+        return float(found[1]) * _SECONDS[found[2] or "s"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # A whole number beyond float's range raises OverflowError; it is out of bounds all the same.
+    return float(value) if abs(value) <= MAX_DURATION else math.inf
+
+
+def _bytes(value: object) -> object:
+    """Read ``"512M"`` as its bytes; pydantic judges all else."""
+    if not isinstance(value, str):
+        return value
+    if not (found := _SIZE.fullmatch(value)):
+        raise ValueError('must be a size such as 65536, "64K" or "512M"')
+    return int(found[1]) * _BYTES.get((found[2] or "").upper(), 1)
+
+
+def _mode(value: object) -> int:
+    """Read octal text. A number is refused: 660 in TOML is decimal, and would mean 01224."""
+    found = _MODE.fullmatch(value) if isinstance(value, str) else None
+    if found is None or int(found[1], 8) > 0o777:
+        raise ValueError('must be permissions as octal text such as "0660"')
+    return int(found[1], 8)
+
+
+def _workers(value: object) -> object:
+    """Accept ``"auto"`` or a number of worker processes."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WORKERS
+    if not is_count and value != "auto":
+        raise ValueError(f'must be "auto" or a whole number from 0 to {MAX_WORKERS}')
+    return value
+
+
+def _service_name(name: str) -> str:
+    """Accept a name that can be part of a file name and of a log line; empty = derived."""
+    if name and not NAME.fullmatch(name):
+        raise ValueError("must be up to 64 letters, digits and _ . @ : + -, beginning with a letter or digit")
+    return name
+
+
+def _network(text: str) -> str:
+    """Accept a network; it is read again where it is used."""
+    parse_network(text)
+    return text
+
+
+def _rate(text: str) -> str:
+    """Accept a rate such as ``"20/s"``; empty = off."""
+    parse_rate(text)
+    return text
+
+
+def _refusal(text: str) -> str:
+    """Accept what a refused connection is answered with."""
+    if len(text.encode()) > MAX_REFUSAL_TEXT:
+        raise ValueError(f'must be "rst", "close", or a text of at most {MAX_REFUSAL_TEXT} bytes')
+    return text
+
+
+def from_text(annotation: Any, text: str) -> object:
+    """Read ``text`` from the environment or the command line as a key's type.
+
+    Returns ``text`` itself where it does not read as that type, or where the type reads text anyway: the
+    model then accepts or refuses it, so that every refusal is worded in one place.
+    """
+    if annotation is bool:
+        return _FLAGS.get(text.lower(), text)
+    if get_origin(annotation) is tuple:
+        return _items(text)
+    if int in (annotation, *get_args(annotation)) and _WHOLE.fullmatch(text):
+        return int(text)
+    return text
+
+
+def _items(text: str) -> object:
+    """Read a TOML array, or else the comma-separated items that are not empty."""
+    if not text.startswith("["):
+        return tuple(item.strip() for item in text.split(",") if item.strip())
+    try:
+        document = tomllib.loads(f"items = {text}")
+    except (ValueError, RecursionError):  # syntax, a number of 4,300 digits, brackets nested by the thousand
+        return text
+    # More than the one key means that a newline in the text started a second statement.
+    return document["items"] if len(document) == 1 else text
+
+
+def available_cores() -> int:
+    """Count the cores this process may use, at least 1: its affinity, and less under a container's CPU quota.
+
+    Source: sched_getaffinity(2); Linux, Documentation/admin-guide/cgroup-v2.rst, ``cpu.max``.
+    """
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores  # no cgroup v2 here (the root has no such file), or the quota is the word "max"
+
+
+Text = Annotated[str, AfterValidator(_sound)]
+FilledText = Annotated[str, Field(min_length=1), AfterValidator(_sound)]
+AnchoredPath = Annotated[Text, AfterValidator(_anchored)]
+FilledPath = Annotated[FilledText, AfterValidator(_anchored)]
+Duration = Annotated[float, BeforeValidator(_seconds)]
+Size = Annotated[int, BeforeValidator(_bytes)]
+OctalMode = Annotated[Mode, BeforeValidator(_mode), PlainSerializer(lambda mode: f"{mode:04o}", return_type=str)]
+Network = Annotated[FilledText, AfterValidator(_network)]
+Rate = Annotated[Text, AfterValidator(_rate)]
+Refusal = Annotated[FilledText, AfterValidator(_refusal)]
+ServiceName = Annotated[Text, AfterValidator(_service_name)]
+WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
+Urls = Annotated[tuple[FilledText, ...], Strict(False), AfterValidator(_filled)]
