@@ -39,7 +39,8 @@ class CrewFace(Protocol):
 
     def extend(self, seconds: float) -> None: ...
 
-    def on_closing(self, request: object) -> None: ...
+    @property
+    def here(self) -> Any: ...
 
     def ask_stop(self) -> None: ...
 
@@ -96,7 +97,7 @@ def log_error(client_address: Any) -> None:
 def peer_name(client_address: Any) -> str:
     """How a peer is written in the log and in the scoreboard."""
     if isinstance(client_address, tuple) and len(client_address) >= 2:
-        host, port = client_address[:2]
+        host, port = client_address[0], client_address[1]
         if isinstance(host, str) and host.startswith("unix:"):
             return host
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
@@ -125,9 +126,7 @@ def shut(request: object) -> None:
 
 
 def _linger(sock: socket.socket) -> None:
-    """If input is pending, half-close and read on until the client has seen the reply and closes."""
-    if sock.fileno() < 0 or not _has_input(sock):
-        return
+    """Half-close and read on, until the client has seen the reply and closes."""
     with contextlib.suppress(OSError, ValueError):  # reset, or closed by a thread of the handler: nothing to save
         sock.shutdown(socket.SHUT_WR)
         give_up = time.monotonic() + LINGER_TIMEOUT
@@ -155,13 +154,6 @@ def _has_input(sock: socket.socket) -> bool:
         return False
 
 
-def _close_for_certain(sock: socket.socket) -> None:
-    """``socket.close`` waits for every file made of it; a ``setup()`` that raised, or a reset in ``wfile.close()``,
-    leaves one open until some later garbage collection."""
-    if sock.fileno() >= 0:
-        os.close(sock.detach())
-
-
 class _CarefulClosing(socketserver.TCPServer):
     """Stands right before TCPServer: a reply is not destroyed by unread input, and the descriptor is closed for
     certain. So a user's own ``shutdown_request`` may keep the connection."""
@@ -170,10 +162,14 @@ class _CarefulClosing(socketserver.TCPServer):
 
     def shutdown_request(self, request: Any) -> None:
         if self.crew is not None:
-            self.crew.on_closing(request)
-        _linger(request)
+            self.crew.here.lane.on_closing(request)
+        if _has_input(request):
+            _linger(request)
         super().shutdown_request(request)
-        _close_for_certain(request)
+        # socket.close waits for every file made of it; a setup() that raised, or a reset in wfile.close(), leaves one
+        # open until some later garbage collection.
+        if request.fileno() >= 0:
+            os.close(request.detach())
 
 
 class _LoggedErrors(socketserver.BaseServer):

@@ -1,5 +1,6 @@
 """``poolserver check``: everything that ``run`` would need, tried without serving, and hazards worth knowing."""
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
         yield f"socket.backlog = {settings.socket.backlog} is cut to {limit} by net.core.somaxconn"
     if not settings.timeouts.idle:
         yield "timeouts.idle is off: a client that falls silent holds its lane for ever"
+    yield from _limit_hazards(settings, addresses)
     if settings.socket.receive_buffer:
         most = _sysctl("/proc/sys/net/core/rmem_max")
         if most is not None and settings.socket.receive_buffer > most:
@@ -68,6 +70,20 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
         yield "socket.defer_accept is set, but nothing listens on TCP"
     if any(address.scheme == "tcp" for address in addresses) and _sysctl("/proc/sys/net/ipv4/tcp_syncookies") == 0:
         yield "net.ipv4.tcp_syncookies = 0: a flood of SYNs fills the queue of half-open connections"
+
+
+def _limit_hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
+    limits = settings.limits
+    lanes = max(1, settings.pool.worker_count) * settings.pool.threads
+    if not (limits.per_source or limits.allow) and any(_is_public(address) for address in addresses):
+        yield "limits.per_source is off on a public address: one client can hold every lane"
+    if limits.per_source >= lanes:
+        yield f"limits.per_source = {limits.per_source} is not below the number of lanes, {lanes}: it shields nobody"
+
+
+def _is_public(address: Address) -> bool:
+    """Whether strangers can reach it: neither a Unix socket nor a loopback address."""
+    return isinstance(address.sockaddr, tuple) and not ipaddress.ip_address(address.sockaddr[0]).is_loopback
 
 
 def _sysctl(path: str) -> int | None:

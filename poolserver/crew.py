@@ -51,6 +51,22 @@ class Phase(enum.Enum):
     OVER = "over"
 
 
+class _NoLane:
+    """What a thread of the user's has, that calls a server object's hooks as a lane would."""
+
+    deadline = math.inf
+
+    def on_closing(self, request: object) -> None:
+        """Nobody's connection is being closed."""
+
+
+_NO_LANE = _NoLane()
+
+
+class _Here(threading.local):
+    lane: Lane | _NoLane = _NO_LANE
+
+
 class Crew:
     """Lanes on shared server objects.
 
@@ -69,7 +85,7 @@ class Crew:
     ) -> None:
         self.terms = terms
         self.door = Door(terms.limits, register)
-        self.here = threading.local()
+        self.here = _Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
         self.wakeups = Wakeups(self.stations, is_shared=len(rows) > 1)
         self.serves_queue = False
@@ -95,22 +111,11 @@ class Crew:
         return self._phase is not Phase.SERVING
 
     def is_lane_thread(self) -> bool:
-        return self._lane_here() is not None
+        return self.here.lane is not _NO_LANE
 
     def extend(self, seconds: float) -> None:
         """Move the handler deadline of the connection that the calling lane has."""
-        lane = self._lane_here()
-        if lane is not None:
-            lane.deadline += seconds
-
-    def on_closing(self, request: object) -> None:
-        """A server object is about to close ``request``."""
-        lane = self._lane_here()
-        if lane is not None:
-            lane.on_closing(request)
-
-    def _lane_here(self) -> Lane | None:
-        return getattr(self.here, "lane", None)
+        self.here.lane.deadline += seconds
 
     def ask_stop(self) -> None:
         """A handler, or a thread that it started, called ``server.shutdown()``."""

@@ -108,8 +108,9 @@ class Row:
 
     def end(self, outcome: int) -> None:
         """The connection is over, and how."""
-        words = self._words
-        self.count(outcome)
+        words, counts = self._words, self._counts
+        counts[outcome] += 1
+        words[outcome] = counts[outcome]
         words[_SINCE] = time.monotonic_ns()
         words[_STATE] = 1
 
