@@ -184,7 +184,8 @@ class SourceTable:
         if entry < 0:
             return False
         until = self._bans[entry] ^ source.number
-        return 0 < until - now_ns <= FARTHEST_NS and (heeds_rehearsal or not until & 1)
+        is_rehearsal = until & 1
+        return 0 < until - is_rehearsal - now_ns <= FARTHEST_NS and (heeds_rehearsal or not is_rehearsal)
 
     def ban(self, key: bytes, now_ns: int, until_ns: int) -> None:
         """Ban the source that has this key, as an earlier master did."""

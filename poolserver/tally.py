@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 INTERVAL = 1.0
 """Seconds between lines of one reason."""
 
+QUIET_INTERVAL = 3.0
+"""Seconds between looks while there is nothing to say: an idle service is not to be woken for it."""
+
 WORST_NAMED = 3
 
 _TEXTS: Mapping[str, str] = {
@@ -44,9 +47,9 @@ class Tally:
         """What is to be logged now: a line for each reason whose count has grown since it was last said."""
         if now < self._next:
             return []
-        self._next = now + INTERVAL
         grown = {name: totals.get(name, 0) - self._said.get(name, 0) for name in _TEXTS}
         self._said = {name: totals.get(name, 0) for name in _TEXTS}
+        self._next = now + (INTERVAL if any(grown.values()) else QUIET_INTERVAL)
         new = {name: count for name, count in grown.items() if count > 0}
         worst = ", ".join(f"{source} ({refused})" for source, refused in self._worst(WORST_NAMED)) if new else ""
         return [f"{count} {_TEXTS[name]}{_about(name, worst)}" for name, count in new.items()]

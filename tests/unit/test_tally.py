@@ -8,7 +8,7 @@ def test_growth_is_said_once_with_its_count() -> None:
     tally = Tally()
     assert tally.lines({"refused_rate": 5}, 10.0) == ["5 refused: above limits.rate_per_source"]
     assert tally.lines({"refused_rate": 5}, 11.0) == []
-    assert tally.lines({"refused_rate": 7}, 12.0) == ["2 refused: above limits.rate_per_source"]
+    assert tally.lines({"refused_rate": 7}, tally.deadline()) == ["2 refused: above limits.rate_per_source"]
 
 
 def test_nothing_is_said_before_the_interval_is_over() -> None:
