@@ -13,12 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field
 from pydantic.fields import FieldInfo
 
 from poolserver.admission import most_burst, parse_rate
+from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.values import (
     MAX_BACKLOG,
     MAX_BAN_AFTER,
-    MAX_LANES,
     MAX_SOCKET_BUFFER,
-    MAX_WORKERS,
     NAME,
     AnchoredPath,
     Duration,

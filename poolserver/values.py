@@ -21,11 +21,8 @@ from pydantic import (
 
 from poolserver.admission import parse_rate
 from poolserver.networks import parse_network
+from poolserver.scoreboard import MAX_WORKERS
 
-# Worker slots of the scoreboard, which is made once, at start.
-MAX_WORKERS = 1024
-# Lanes of the scoreboard: workers x threads, whatever their shares.
-MAX_LANES = 16_384
 # Seconds, 24 days. poll(2), epoll_wait(2) and TCP_USER_TIMEOUT take milliseconds in a C int, and
 # socket.settimeout() raises OverflowError above it, which would be found out in a lane.
 MAX_DURATION = 2_147_483

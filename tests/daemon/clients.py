@@ -57,7 +57,7 @@ def wait_for(predicate: Callable[[], Fact], timeout: float, what: str) -> Fact:
     while not (fact := predicate()):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout} s in vain for {what}")
-        time.sleep(0.01)
+        time.sleep(0.01)  # the one poll of the suite: between two looks at a fact
     return fact
 
 

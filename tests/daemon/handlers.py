@@ -51,7 +51,7 @@ class OrderHandler(socketserver.StreamRequestHandler):
                 self.rfile.readline(MAX_LINE_BYTES)
                 self.answer("released")
             case "sleep":
-                time.sleep(min(float(argument), MAX_SECONDS))
+                time.sleep(min(float(argument), MAX_SECONDS))  # the work that was ordered
                 self.answer("slept")
             case "freeze":
                 # PyDLL calls keep the GIL, as a C extension gone wrong does.
