@@ -14,6 +14,7 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 _log = logging.getLogger("poolserver")
@@ -22,6 +23,8 @@ LINGER_TIMEOUT = 2.0
 LINGER_BYTES = 16 * 1024 * 1024
 """Bounds of reading on after the reply, for a client that is still sending: closing with unread input sends a reset
 that destroys the reply on its way. nginx lingers for up to 30 s; a lane is dearer than an nginx connection."""
+
+MAX_PEERS_NAMED = 10
 
 _SO_MEMINFO = 55
 """asm-generic/socket.h; its first word is the memory that the receive queue takes."""
@@ -102,6 +105,13 @@ def peer_name(client_address: Any) -> str:
             return host
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     return str(client_address or "unix:unnamed")
+
+
+def peer_names(addresses: Iterable[Any]) -> str:
+    """The first few of them, and how many more there are."""
+    names = [peer_name(address) for address in addresses]
+    more = f" and {len(names) - MAX_PEERS_NAMED} more" if len(names) > MAX_PEERS_NAMED else ""
+    return ", ".join(names[:MAX_PEERS_NAMED]) + more
 
 
 def unix_peer(sock: socket.socket) -> tuple[str, int]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from poolserver.admission import Admission, Limits, Reason, Verdict
+from poolserver.claims import Claims
 from poolserver.networks import key_text, source_of
 from poolserver.scoreboard import Outcome, Row
-from poolserver.sources import Claims, SourceTable
+from poolserver.sources import SourceTable
 
 _REFUSED = {
     Reason.PER_SOURCE: Outcome.REFUSED_PER_SOURCE,
@@ -76,6 +77,10 @@ class Door:
         if is_stream:
             self._turn_away(request)
         return False
+
+    def claimed(self, row: Row) -> int:
+        """The number of the source that the lane's connection counts for; 0 when it counts for none."""
+        return self._claims.claimed(row.number)
 
     def closed(self, row: Row) -> None:
         """The lane's connection is over: its claim is given back."""

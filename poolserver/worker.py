@@ -17,10 +17,10 @@ from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError
-from poolserver.lane import Station, Terms
 from poolserver.listener import Listener
-from poolserver.scoreboard import Row
+from poolserver.scoreboard import Quarters
 from poolserver.shared_socket import SharedSocket
+from poolserver.station import Station, Terms
 
 _log = logging.getLogger("poolserver")
 
@@ -59,14 +59,14 @@ class Worker:
         seat: Seat,
         listeners: Sequence[Listener],
         make_stations: Callable[[], list[Station]],
-        rows: Sequence[Row],
+        quarters: Quarters,
         terms: Terms,
         register: Register,
     ) -> None:
         self._seat = seat
         self._listeners = listeners
         self._make_stations = make_stations
-        self._rows = rows
+        self._quarters = quarters
         self._terms = terms
         self._register = register
         self._is_orphaned = False
@@ -89,7 +89,7 @@ class Worker:
         self._inbox: signals.Inbox[Order] = signals.Inbox.open()
         self._crew = Crew(
             stations,
-            self._rows,
+            self._quarters,
             self._terms,
             self._register,
             on_stop_asked=lambda: self._report(process.STOP_ASKED),

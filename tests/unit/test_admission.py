@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from poolserver.admission import ADMITTED, EXEMPT, Admission, Limits, Reason, Verdict, most_burst, parse_rate
 from poolserver.networks import Networks, source_of
-from poolserver.sources import Claims, SourceTable
+from poolserver.claims import Claims
+from poolserver.sources import SourceTable
 
 SECOND = 10**9
 NOW = 1_000_000 * SECOND
@@ -20,7 +21,7 @@ class Door:
     def __init__(self, **section: object) -> None:
         self.now = NOW
         self.claims = Claims.create()
-        self.claims.use(64)
+        self.claims.use(64, 1)
         self.table = SourceTable.create()
         self.datagrams = SourceTable.create()
         self.lanes = 0
@@ -130,7 +131,7 @@ def test_refusals_earn_a_ban_and_bans_no_more_strikes() -> None:
     """It ends while the source still pushes, since refusals by a ban do not count towards the next."""
     door = Door(per_source=1, ban_after=2, ban_for=10.0)
     assert door.reasons("192.0.2.1", 5) == [None, *[Reason.PER_SOURCE] * 2, *[Reason.BANNED] * 2]
-    door.claims.clear(0, 64)
+    door.claims.clear(0, 64, 0)
     assert door.connect("192.0.2.1", after=9.9).reason is Reason.BANNED
     assert door.connect("192.0.2.1", after=0.2) is ADMITTED
 
@@ -295,7 +296,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.model = Model(section)
         self.limits = Limits.parse(**section)  # type: ignore[arg-type]
         self.claims = Claims.create()
-        self.claims.use(WORKERS * LANES)
+        self.claims.use(WORKERS * LANES, WORKERS)
         self.table = SourceTable.create()
         # A table and an admission for each worker, as after a fork: what they share is the memory alone.
         self.doors = [self.door() for _ in range(WORKERS)]
@@ -326,7 +327,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, WORKERS - 1))
     def die(self, worker: int) -> None:
-        self.claims.clear(worker * LANES, LANES)
+        self.claims.clear(worker * LANES, LANES, worker)
         self.doors[worker] = self.door()
         self.model.held = {place: source for place, source in self.model.held.items() if place[0] != worker}
 

@@ -1,0 +1,24 @@
+"""Which lane the calling thread is, for a server object whose hooks are called in it."""
+
+import math
+import threading
+
+from poolserver.lane import Lane
+
+
+class _NoLane:
+    """What a thread of the user's has, that calls a server object's hooks as a lane would."""
+
+    deadline = math.inf
+
+    def on_closing(self, request: object) -> None:
+        """Nobody's connection is being closed."""
+
+
+NO_LANE = _NoLane()
+
+
+class Here(threading.local):
+    """Its ``lane`` is the calling thread's."""
+
+    lane: Lane | _NoLane = NO_LANE
