@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from poolserver.admission import ADMITTED, EXEMPT, Admission, Limits, Reason, Verdict, most_burst, parse_rate
-from poolserver.networks import Networks, source_of
 from poolserver.claims import Claims
+from poolserver.networks import Networks, source_of
 from poolserver.sources import SourceTable
 
 SECOND = 10**9

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolserver import sources
+from poolserver.claims import Claims
 from poolserver.networks import Source, source_of
 from poolserver.scoreboard import MAX_LANES
-from poolserver.claims import Claims
 from poolserver.sources import ENTRIES, FARTHEST_NS, WAYS, SourceTable
 
 SECOND = 10**9
