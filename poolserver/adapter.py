@@ -38,10 +38,6 @@ class CrewFace(Protocol):
     @property
     def is_leaving(self) -> bool: ...
 
-    def is_lane_thread(self) -> bool: ...
-
-    def extend(self, seconds: float) -> None: ...
-
     @property
     def here(self) -> Any: ...
 
@@ -67,7 +63,7 @@ class LaneServer(_Server):
     def extend(self, seconds: float) -> None:
         """In a handler: move this connection's handler deadline (``timeouts.handler``) by ``seconds``."""
         if self.crew is not None:
-            self.crew.extend(seconds)
+            self.crew.here.extend(seconds)
 
     def shutdown(self) -> None:
         """Stop the whole service. From a handler it returns at once: the handler itself is waited for."""
@@ -78,7 +74,7 @@ class LaneServer(_Server):
 
     def server_close(self) -> None:
         """As ever; in a handler refused, since it would close the listener under the other lanes."""
-        if self.crew is not None and self.crew.is_lane_thread():
+        if self.crew is not None and self.crew.here.is_lane:
             _log.error("a handler called server_close(): refused; server.shutdown() stops the service")
             return
         super().server_close()
@@ -124,6 +120,20 @@ def unix_peer(sock: socket.socket) -> tuple[str, int]:
     except (OSError, AttributeError):
         return ("unix:unnamed", 0)  # a get_request of the user's gave something that is no Unix socket
     return (f"unix:uid={uid},pid={pid}", 0)
+
+
+def has_service_actions(server: socketserver.BaseServer) -> bool:
+    """Whether they do anything: to wake twice a second for nothing is what this pool is not for."""
+    return type(server).service_actions is not socketserver.BaseServer.service_actions
+
+
+def run_service_actions(servers: Iterable[socketserver.BaseServer]) -> None:
+    """They are the user's to override; serving goes on whatever they raise."""
+    for server in servers:
+        try:
+            server.service_actions()
+        except BaseException:  # noqa: BLE001
+            _log.error("service_actions failed", exc_info=True)
 
 
 def shut(request: object) -> None:

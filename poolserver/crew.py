@@ -9,21 +9,21 @@ import logging
 import math
 import os
 import select
-import socketserver
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from poolserver import deadlines
-from poolserver.adapter import peer_names, shut
+from poolserver.adapter import has_service_actions, peer_names, run_service_actions, shut
 from poolserver.attendant import Attendant
 from poolserver.door import Door, Register
-from poolserver.here import NO_LANE, Here
+from poolserver.handover import Pairs, intakes
+from poolserver.here import Here
 from poolserver.lane import Lane
 from poolserver.listener import defer_accept
 from poolserver.mending import keep_nonblocking, mend
-from poolserver.park import Park
+from poolserver.park import Park, Parked
 from poolserver.scoreboard import Outcome, Quarters
 from poolserver.shared_socket import SharedSocket
 from poolserver.shortage import Shortage
@@ -68,6 +68,7 @@ class Crew:
         quarters: Quarters,
         terms: Terms,
         register: Register,
+        pairs: Pairs | None = None,
         *,
         on_stop_asked: Callable[[], None],
         on_released: Callable[[], None] = lambda: None,
@@ -76,13 +77,13 @@ class Crew:
         self.door = Door(terms.limits, register)
         self.here = Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
-        self.wakeups: Wakeups[Any] = Wakeups(self.stations, is_shared=len(quarters.lanes) > 1)
+        posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
+        self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
         self.serves_queue = False
         self.shortage = Shortage()
         self.lost_listener = ""
         self._rows = quarters.lanes
-        self._claims = register.claims
         self._on_stop_asked = on_stop_asked
         self._on_released = on_released
         self._is_released = False
@@ -94,7 +95,7 @@ class Crew:
         self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
         self._lock = threading.Lock()  # between retire/cut from one thread and the watcher
         self._lanes: list[Lane] = []
-        self._attendant = Attendant(self.park, self._lanes, terms)
+        self._attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
         self._threads: dict[Lane, threading.Thread] = {}
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
 
@@ -104,14 +105,18 @@ class Crew:
 
     @property
     def has_parked(self) -> bool:
-        return self._phase is Phase.DRAINING and (bool(self.park) or self.wakeups.has_passed_on)
+        left = self.park or self.wakeups.has_passed_on or self._attendant.unsent
+        return self._phase is Phase.DRAINING and bool(left)
 
-    def is_lane_thread(self) -> bool:
-        return self.here.lane is not NO_LANE
+    def watch_closely(self) -> None:
+        """A lane takes a connection while others are parked: have it noticed soon if every lane is busy."""
+        if not self._attendant.is_close:
+            self._attendant.is_close = True
+            self._wake()
 
-    def extend(self, seconds: float) -> None:
-        """Move the handler deadline of the connection that the calling lane has."""
-        self.here.lane.deadline += seconds
+    def hand_over(self, parked: Parked) -> bool:
+        """Let another worker go on with what no handler has any more."""
+        return self._attendant.hand_over(parked)
 
     def ask_stop(self) -> None:
         """A handler, or a thread that it started, called ``server.shutdown()``."""
@@ -131,8 +136,7 @@ class Crew:
         """Start the lanes. From here on this process has threads, and must not fork."""
         self.wakeups.open()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # Only where it is overridden: to wake twice a second for nothing is what this pool is not for.
-        if any(_has_service_actions(station) for station in self.stations.values()):
+        if any(has_service_actions(station.server) for station in self.stations.values()):
             self._next_service = time.monotonic() + self.terms.service_interval
         for station in self.stations.values():
             station.server.crew = self
@@ -142,8 +146,11 @@ class Crew:
             self._lanes.append(Lane(number, self, row))
             self._start_thread(self._lanes[-1])
 
-    def retire(self, within: float, *, serve_queue: bool) -> None:
-        """Take no new connections but, if asked, the queued; give open ones ``within`` seconds, then cut them."""
+    def retire(self, within: float, *, serve_queue: bool, hand_over: bool = False) -> None:
+        """Take no new connections but, if asked, the queued; give open ones ``within`` seconds, then cut them.
+
+        ``hand_over``: other workers go on, and shall have those that are parked.
+        """
         with self._lock:
             if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
                 for station in self.stations.values():
@@ -152,7 +159,7 @@ class Crew:
             else:
                 self.serves_queue = False
             if self._phase is Phase.SERVING:
-                self._attendant.drain(time.monotonic())
+                self._attendant.drain(time.monotonic(), hand_over=hand_over)
                 self._enter(Phase.DRAINING, within)
                 self._idle_ends = time.monotonic() + IDLE_GRACE
             self._phase_ends = min(self._phase_ends, time.monotonic() + within)
@@ -239,7 +246,7 @@ class Crew:
             deadlines.enforce(self._threads, now)
         if now >= self._next_service:
             self._next_service = now + self.terms.service_interval
-            self._run_service_actions()
+            run_service_actions(station.server for station in self.stations.values())
 
     def _deadline(self) -> float:
         common = min(self._next_service, self._next_deadlines, self._attendant.deadline())
@@ -253,7 +260,7 @@ class Crew:
             return
         self._next_tick = now + TICK
         self.shortage.settle(now)
-        self._attendant.tick(self._claims.rows)
+        self._attendant.tick()
         self.wakeups.look_at_all()
         for lane in list(self._lanes):
             if lane not in self._present:
@@ -327,17 +334,6 @@ class Crew:
         successor = Lane(lane.number, self, self._rows[lane.number])
         self._lanes[lane.number] = successor
         self._start_thread(successor)
-
-    def _run_service_actions(self) -> None:
-        for station in self.stations.values():
-            try:
-                station.server.service_actions()
-            except BaseException:  # noqa: BLE001 - the user's to override; serving goes on
-                _log.error("service_actions failed", exc_info=True)
-
-
-def _has_service_actions(station: Station) -> bool:
-    return type(station.server).service_actions is not socketserver.BaseServer.service_actions
 
 
 def run_in_lane(request: Callable[[], None]) -> None:

@@ -22,3 +22,12 @@ class Here(threading.local):
     """Its ``lane`` is the calling thread's."""
 
     lane: Lane | _NoLane = NO_LANE
+
+    @property
+    def is_lane(self) -> bool:
+        """Whether the calling thread is a lane."""
+        return self.lane is not NO_LANE
+
+    def extend(self, seconds: float) -> None:
+        """Move the handler deadline of the connection that the calling lane has."""
+        self.lane.deadline += seconds

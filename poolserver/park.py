@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,8 @@ class Parked:
     """A connection that holds no lane.
 
     ``since``: when it was accepted, when its last exchange ended, or when its next request began. ``claim``: the number
-    of the source that it counts for, 0 for none. ``ending``: it is over, and how; a lane has only to finish it.
+    of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane
+    has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on with.
     """
 
     station: Station
@@ -39,12 +41,14 @@ class Parked:
     since: float
     claim: int = 0
     conversation: Conversation | None = None
+    is_between: bool = False
     has_begun: bool = False
     verdict: Verdict = Verdict.SILENT
     ending: Outcome | None = None
     fd: int = -1
     is_counted: bool = False
     is_in_hand: bool = False
+    is_leaving: bool = False
     has_news: bool = False
 
 
@@ -84,6 +88,7 @@ class Park:
         self.silent: collections.OrderedDict[Parked, None] = collections.OrderedDict()
         self.speaking: collections.OrderedDict[Parked, None] = collections.OrderedDict()
         self.between: collections.OrderedDict[Parked, None] = collections.OrderedDict()
+        self.by_fd: dict[int, Parked] = {}
         self.quota = terms.max_parked
         """How many may be parked here: the pool's ``max_parked`` less what the other workers have."""
         self._max_head = terms.max_head
@@ -92,11 +97,11 @@ class Park:
         self._ordinal = quarters.ordinal
         self._claims = claims
         self._lock = claims.lock
-        self._by_fd: dict[int, Parked] = {}
-        self._conversations = 0
+        self._between = 0
+        self._sent: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._by_fd)
+        return len(self.by_fd)
 
     def add(self, parked: Parked, lane: int) -> Parked | None:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
@@ -106,7 +111,7 @@ class Park:
         """
         with self._lock:
             self._count(parked, lane)
-            victim = self._victim(parked) if len(self._by_fd) >= self.quota else None
+            victim = self._victim(parked) if len(self.by_fd) >= self.quota else None
             if victim is not None:
                 victim.ending = Outcome.REFUSED_MAX_PARKED
             if victim is parked:
@@ -119,7 +124,7 @@ class Park:
             except OSError:
                 parked.ending = Outcome.REFUSED_MAX_PARKED
                 return parked
-            self._by_fd[parked.fd] = parked
+            self.by_fd[parked.fd] = parked
             self._stage(parked)[parked] = None
             self._publish(parked, 1)
         return victim
@@ -136,7 +141,7 @@ class Park:
         An event that meets it in another lane's hands is not lost: that lane looks once more.
         """
         with self._lock:
-            parked = self._by_fd.get(fd)
+            parked = self.by_fd.get(fd)
             if parked is None:
                 return None
             if parked.is_in_hand:
@@ -166,6 +171,34 @@ class Park:
         """Have the next free lane finish it."""
         self._wakeups.pass_on(parked)
 
+    def adopt(self, parked: Parked, place: int, lane: int) -> Parked | None:
+        """As ``add``, for one that came from another worker, which counts it at ``place``."""
+        self._claims.received(place)
+        return self.add(parked, lane)
+
+    def welcome(self, parked: Parked, place: int, lane: int) -> None:
+        """As ``give``, for one that came from another worker."""
+        self._claims.received(place)
+        self.give(parked, lane)
+
+    def send(self, parked: Parked, send: Callable[[Parked, int], bool]) -> bool:
+        """Let another worker have it, by ``send``, which is told at which place it is counted meanwhile, and close our
+        copy. False: it stays the caller's."""
+        with self._lock:
+            self._settle()
+            is_counted = parked.is_counted
+            self._uncount(parked)
+            place = self._claims.send(self._ordinal, parked.claim) if is_counted else -1
+            is_sent = (place >= 0 or not is_counted) and send(parked, place)
+            if place >= 0:
+                self._sent.append(place)
+            if not is_sent:
+                self._claims.received(place)
+                parked.is_counted = is_counted and self._claims.park(self._ordinal, parked.claim)
+                return False
+        parked.request.close()
+        return True
+
     def drop(self, parked: Parked) -> None:
         """Close one that no handler needs to see, and count its ending, in no lane's name."""
         with self._lock:
@@ -193,6 +226,19 @@ class Park:
         with self._lock:
             return min((next(iter(stage)).since + limit for stage, limit in stages if stage), default=math.inf)
 
+    def overdue(self, most: int) -> list[Parked]:
+        """Take out up to ``most`` that are ready, or over, while every lane is busy."""
+        found = [self.take(fd) for fd in self._wakeups.overdue(most)]
+        return [parked for parked in found if parked is not None]
+
+    def movable(self, may_move: Callable[[Parked], bool]) -> list[Parked]:
+        """Take out all that may go to another worker. They are the caller's."""
+        with self._lock:
+            found = [each for each in self.by_fd.values() if not each.is_in_hand and may_move(each)]
+            for parked in found:
+                self._remove(parked)
+        return found
+
     def oldest(self) -> float:
         """Since when the oldest waits; infinite when none does."""
         with self._lock:
@@ -201,16 +247,20 @@ class Park:
     def part(self) -> None:
         """The lanes are to leave: let the parked, and nothing else, wake those that stay for them."""
         with self._lock:
-            self._wakeups.part(self._by_fd)
+            self._wakeups.part(self.by_fd)
+
+    def _settle(self) -> None:
+        """Count no longer what has arrived elsewhere."""
+        if self._sent:
+            self._sent = self._claims.settle(self._ordinal, self._sent)
 
     def _look(self, parked: Parked) -> Verdict:
-        between = parked.conversation is not None
-        wait = parked.station.between if between else parked.station.wait
+        wait = parked.station.between if parked.is_between else parked.station.wait
         if parked.conversation is not None and not parked.conversation.is_plain:
             wait = Wait.DATA
         verdict = look(parked.request, wait, self._max_head)
         if verdict in UNFIT:
-            parked.ending = Outcome.SERVED if between and verdict is Verdict.RESET else UNFIT[verdict]
+            parked.ending = Outcome.SERVED if parked.is_between and verdict is Verdict.RESET else UNFIT[verdict]
         parked.verdict = verdict
         return verdict
 
@@ -218,14 +268,14 @@ class Park:
         if verdict is Verdict.PARTIAL and not parked.has_begun:
             del self._stage(parked)[parked]
             parked.has_begun = True
-            if parked.conversation is not None:
+            if parked.is_between:
                 parked.since = time.monotonic()
             self.speaking[parked] = None
 
     def _stage(self, parked: Parked) -> collections.OrderedDict[Parked, None]:
         if parked.has_begun:
             return self.speaking
-        return self.silent if parked.conversation is None else self.between
+        return self.between if parked.is_between else self.silent
 
     def _victim(self, newcomer: Parked) -> Parked:
         stages = (self.silent, self.between)
@@ -235,15 +285,15 @@ class Park:
         return [next(iter(stage)) for stage in (self.silent, self.speaking, self.between) if stage]
 
     def _remove(self, parked: Parked) -> None:
-        del self._by_fd[parked.fd]
+        del self.by_fd[parked.fd]
         del self._stage(parked)[parked]
         self._wakeups.unwatch(parked.fd)
         self._publish(parked, -1)
 
     def _publish(self, parked: Parked, change: int) -> None:
-        if parked.conversation is not None:
-            self._conversations += change
-        self.row.parked(len(self._by_fd) - self._conversations, self._conversations)
+        if parked.is_between:
+            self._between += change
+        self.row.parked(len(self.by_fd) - self._between, self._between)
 
     def _count(self, parked: Parked, lane: int) -> None:
         if parked.claim:
@@ -258,12 +308,13 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long what may wait, in seconds; infinite where nothing bounds it. ``silent_ending``: as what it counts."""
+    """How long what may wait, in seconds; infinite where nothing bounds it; and as what its end counts."""
 
     silent: float
     silent_ending: Outcome
     head: float
     keep_alive: float
+    between_ending: Outcome = Outcome.TIMEOUT_KEEP_ALIVE
 
     @classmethod
     def of(cls, terms: Terms, shrink: float = 1.0) -> "Limits":
@@ -288,4 +339,4 @@ def _first(stage: collections.OrderedDict[Parked, None], before: float) -> list[
 def _ending(parked: Parked, limits: Limits) -> Outcome:
     if parked.has_begun:
         return Outcome.TIMEOUT_HEAD
-    return limits.silent_ending if parked.conversation is None else Outcome.TIMEOUT_KEEP_ALIVE
+    return limits.between_ending if parked.is_between else limits.silent_ending

@@ -117,6 +117,10 @@ class CrewRow:
         board, end = self._board, rows * _ROW_WORDS
         return sum(sum(board[_HALF_WORDS + word : end : _ROW_WORDS]) - self._words[word] for word in words)
 
+    def idle_lanes(self, rows: int) -> int:
+        """How many lanes of the pool have time, of which ``rows`` are in use."""
+        return self._board[: rows * _ROW_WORDS : _ROW_WORDS].tolist().count(LaneState.IDLE)
+
     def count(self, outcome: int) -> None:
         """One more connection ended so, in no lane's hands."""
         self._words[outcome] += 1
@@ -146,6 +150,10 @@ class Row:
         """Waiting for a connection."""
         self._words[_STATE] = LaneState.IDLE
         self._words[_SINCE] = time.monotonic_ns()
+
+    def absent(self) -> None:
+        """Not there for new connections any more."""
+        self._words[_STATE] = LaneState.ABSENT
 
     def begin(self, peer: str) -> None:
         """A connection from ``peer`` is in this lane now."""

@@ -119,14 +119,14 @@ class PoolMixIn(LaneServer):
         elif self.crew is not None:
             self.crew.ask_stop()
             return
-        in_lane = self.crew is not None and self.crew.is_lane_thread()
+        in_lane = self.crew is not None and self.crew.here.is_lane
         if run is not None and not in_lane and threading.current_thread() is not run.thread:
             run.done.wait()
 
     def server_close(self) -> None:
         """Close the listener; while serving, stop first."""
         if self._run is not None and self._run.pid == os.getpid():
-            in_lane = self.crew is not None and self.crew.is_lane_thread()
+            in_lane = self.crew is not None and self.crew.here.is_lane
             if not in_lane and threading.current_thread() is not self._run.thread:
                 self.shutdown()
         super().server_close()

@@ -20,6 +20,7 @@ from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
+from poolserver.handover import Pairs
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
 from poolserver.pool import Pool
@@ -152,6 +153,7 @@ def forking_spawn(
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
     or it would never report the master's death; and its copy of the inbox, whose messages are the master's."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
+    pairs = Pairs.open()
 
     def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         def body(report_fd: int) -> int:
@@ -166,6 +168,7 @@ def forking_spawn(
                 board.quarters(berth),
                 terms,
                 register,
+                pairs,
             )
             return worker.run()
 
@@ -176,6 +179,7 @@ def forking_spawn(
     finally:
         os.close(lifeline_read)
         os.close(lifeline_write)
+        pairs.close()
 
 
 def resident_spawn(

@@ -17,6 +17,7 @@ from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError
+from poolserver.handover import Pairs
 from poolserver.listener import Listener
 from poolserver.scoreboard import Quarters
 from poolserver.shared_socket import SharedSocket
@@ -62,6 +63,7 @@ class Worker:
         quarters: Quarters,
         terms: Terms,
         register: Register,
+        pairs: Pairs,
     ) -> None:
         self._seat = seat
         self._listeners = listeners
@@ -69,6 +71,7 @@ class Worker:
         self._quarters = quarters
         self._terms = terms
         self._register = register
+        self._pairs = pairs
         self._is_orphaned = False
 
     def run(self) -> int:
@@ -92,6 +95,7 @@ class Worker:
             self._quarters,
             self._terms,
             self._register,
+            self._pairs,
             on_stop_asked=lambda: self._report(process.STOP_ASKED),
             on_released=self._close_stream_listeners,
         )
@@ -113,7 +117,8 @@ class Worker:
             elif order is Order.STOP_NOW:
                 self._crew.cut()
             else:
-                self._crew.retire(self._terms.graceful_timeout, serve_queue=order is Order.DRAIN)
+                is_end = order is Order.DRAIN
+                self._crew.retire(self._terms.graceful_timeout, serve_queue=is_end, hand_over=not is_end)
         return True
 
     def _on_orphaned(self) -> bool:
