@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from poolserver.claims import Claims
-from poolserver.handover import Pairs, may_move, send
+from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
 from poolserver.park import Limits, Park, Parked
 from poolserver.scoreboard import Outcome
@@ -144,8 +144,7 @@ class Attendant:
         if self._pairs is None or not (idle := self._park.row.idle_lanes(self._claims.rows)):
             return
         for parked in self._park.overdue(idle):
-            movable = parked.ending is None and parked.conversation is None and may_move(parked)
-            if not (movable and self._park.send(parked, functools.partial(send, self._pairs.ready))):
+            if not (may_leave(parked) and self._park.send(parked, functools.partial(send, self._pairs.ready))):
                 self._park.pass_to_lane(parked)
 
     def _send_unsent(self) -> None:

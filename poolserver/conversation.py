@@ -86,6 +86,12 @@ class Conversation:
         return _has_buffered(getattr(self.handler, "rfile", None))
 
     @property
+    def has_stock_finish(self) -> bool:
+        """Whether ``finish()`` runs no code of the user's, and sends nothing: the writer is socketserver's own."""
+        own = type(self.handler).finish
+        return own is socketserver.StreamRequestHandler.finish and not self.handler.wbufsize
+
+    @property
     def is_plain(self) -> bool:
         """Whether what the client sends is what the handler reads: no TLS put on in ``setup()``."""
         return not isinstance(getattr(self.handler, "connection", None), ssl.SSLSocket) and not isinstance(

@@ -150,3 +150,16 @@ def may_move(parked: Parked) -> bool:
     if type(parked.request) is not socket.socket or parked.station.may_block:
         return False
     return parked.conversation is None or (parked.station.is_movable and parked.conversation.is_plain)
+
+
+def may_leave(parked: Parked) -> bool:
+    """Whether it can go at once, as it is; a conversation, without a ``finish()`` of the user's, which is for a lane to
+    call. One that can has no handler then."""
+    if parked.ending is not None or not may_move(parked):
+        return False
+    if parked.conversation is not None:
+        if not parked.conversation.has_stock_finish:
+            return False
+        parked.conversation.end()
+        parked.conversation = None
+    return True
