@@ -34,7 +34,16 @@ class ListenerLost:
     reason: str
 
 
-Event = WorkerReady | WorkerExited | ForkFailed | ListenerLost | Command | None
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A command from the control socket, by a client that waits for its outcome. ``number``: for SCALE."""
+
+    command: Command
+    asker: int
+    number: int = 0
+
+
+Event = WorkerReady | WorkerExited | ForkFailed | ListenerLost | Asked | Command | None
 """None: only time has passed."""
 
 

@@ -172,6 +172,13 @@ class Log(Section):
     file: AnchoredPath = ""
 
 
+class Control(Section):
+    """``[control]``: where the running server is asked; empty = a path of its name."""
+
+    socket: AnchoredPath = ""
+    mode: OctalMode = Mode(0o600)
+
+
 class Config(BaseModel):
     """A whole configuration. Immutable: a reload loads another one."""
 
@@ -183,6 +190,7 @@ class Config(BaseModel):
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     log: Log = Log()
+    control: Control = Control()
 
 
 def _fields(section: FieldInfo) -> Mapping[str, FieldInfo]:

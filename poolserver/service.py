@@ -12,10 +12,11 @@ from pathlib import Path
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, handlers, log, process, sections, signals
+from poolserver import config, control, handlers, log, process, sections, signals
 from poolserver.admission import Limits
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
+from poolserver.control import ControlSocket
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
@@ -89,8 +90,11 @@ def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool =
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    with contextlib.closing(inbox), taken, listening(settings) as listeners:
-        _supervise(settings, handler, inbox, listeners)
+    where = settings.control
+    controlled = control.opened(where.socket, settings.server.service_name, where.mode, config.environment())
+    # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
+    with contextlib.closing(inbox), controlled as asked, taken, listening(settings) as listeners:
+        _supervise(settings, handler, inbox, listeners, asked)
 
 
 def listener_options(settings: Config) -> Options:
@@ -142,20 +146,23 @@ def forking_spawn(
     inbox: signals.Inbox[Command],
     terms: Terms,
     register: Register,
+    asked: ControlSocket | None = None,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; and its copy of the inbox, whose messages are the master's."""
+    or it would never report the master's death; and its copies of inbox and control socket, which are the master's."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
 
     def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         def body(report_fd: int) -> int:
             os.close(lifeline_write)
             inbox.close()
+            if asked is not None:
+                asked.close_in_child()
             for sibling in siblings:
                 sibling.close()
             worker = Worker(
                 Seat(start.slot, name, lifeline_read, report_fd),
-                listeners,
+                [*listeners, asked.listener] if asked is not None else listeners,  # the last to leave removes its file
                 make_stations,
                 board.rows(berth),
                 terms,
@@ -199,7 +206,11 @@ def resident_spawn(
 
 
 def _supervise(
-    settings: Config, handler: type | None, inbox: signals.Inbox[Command], listeners: list[Listener]
+    settings: Config,
+    handler: type | None,
+    inbox: signals.Inbox[Command],
+    listeners: list[Listener],
+    asked: ControlSocket | None,
 ) -> None:
     def make_stations() -> list[Station]:
         return handlers.stations(_load(settings, handler), listeners)
@@ -220,7 +231,7 @@ def _supervise(
         )
     else:
         name = settings.server.service_name
-        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register)
+        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register, asked)
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
         master = Master(
@@ -233,6 +244,7 @@ def _supervise(
             on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
             register=register,
             tally=Tally(functools.partial(register.worst, terms.limits)),
+            attendants=[asked] if asked is not None else [],
         )
         master.run()
     always = ("accepted", "served", "errors", "cut")

@@ -15,9 +15,10 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli check __init__ server service master resident worker handlers crew deadlines mending lane door wakeups
-    adapter listener tcp_info unix_path holders address shared_socket process signals log config sections values
-    admission sources networks scoreboard pool tally states events commands errors
+    __main__ cli check __init__ server service control rendezvous remote master resident worker handlers crew
+    deadlines mending lane door wakeups adapter listener tcp_info unix_path holders address shared_socket
+    process signals log config sections values admission sources networks scoreboard pool tally states events
+    commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -32,7 +33,7 @@ HOMES = {
     "signal.pthread_sigmask": {"signals"},
     "os.environ": {"config"},
     "os.getenv": {"config"},
-    "socket.socket": {"listener", "unix_path"},
+    "socket.socket": {"listener", "unix_path", "remote"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},

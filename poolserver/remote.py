@@ -1,0 +1,102 @@
+"""A running server, as its operator reaches it: the client half of the control socket. Used by the command line.
+
+The server half is ``control.py``, which describes the lines.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from poolserver.errors import NoServerError, PoolserverError, SystemRefusedError
+
+PATIENCE = 5.0
+"""Seconds for what a server in good health does at once."""
+
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""More than the status of 16,384 lanes."""
+
+_CHUNK = 1024 * 1024
+
+
+class Server:
+    """The client half: a running server, as its operator reaches it. Owns the connection; use ``at``."""
+
+    def __init__(self, sock: socket.socket, path: Path) -> None:
+        self.path = path
+        self.name = self.pid = "?"
+        self._sock = sock
+        self._received = b""
+
+    @classmethod
+    @contextlib.contextmanager
+    def at(cls, path: Path) -> Iterator[Self]:
+        """Connect to the server at ``path``, for the block.
+
+        Raises:
+            NoServerError: nobody answers there.
+            SystemRefusedError: we may not ask.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            _connect(sock, path)
+            server = cls(sock, path)
+            who = server.ask("who", patience=PATIENCE)
+            server.name, server.pid = str(who.get("name")), str(who.get("pid"))
+            yield server
+
+    def ask(self, command: str, number: int = 0, *, patience: float | None = None) -> dict[str, Any]:
+        """Ask, and wait for the reply: up to ``patience`` seconds, or as long as a reload takes.
+
+        Raises:
+            NoServerError: no answer came in time.
+            PoolserverError: the answer is no, or the server ended before it gave one.
+        """
+        request = {"command": command} | ({"number": number} if number else {})
+        self._sock.settimeout(patience)
+        try:
+            self._sock.sendall(json.dumps(request).encode() + b"\n")
+            reply = json.loads(self._line())
+        except TimeoutError:
+            raise NoServerError(f"the server at {self.path} (pid {self.pid}) is there, but does not answer") from None
+        except (OSError, ValueError):
+            raise PoolserverError(f"{command}: the server (pid {self.pid}) ended before it answered") from None
+        if not (isinstance(reply, dict) and reply.get("ok")):
+            raise PoolserverError(f"{command}: {reply.get('reason') if isinstance(reply, dict) else reply}")
+        return reply
+
+    def wait_for_end(self) -> None:
+        """Wait until it is gone: the kernel closes its end of the connection."""
+        self._sock.settimeout(None)
+        with contextlib.suppress(OSError):  # a reset is an end, too
+            while self._sock.recv(4096):
+                continue
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._received:
+            octets = self._sock.recv(_CHUNK)
+            if not octets or len(self._received) > MAX_REPLY_BYTES:
+                raise ConnectionResetError
+            self._received += octets
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+
+def _connect(sock: socket.socket, path: Path) -> None:
+    """A backlog that is full for a moment is no absence: then connect(2) says EAGAIN, and is tried again."""
+    give_up = time.monotonic() + PATIENCE
+    sock.settimeout(PATIENCE)
+    while True:
+        try:
+            return sock.connect(os.fspath(path))
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise NoServerError(f"the server at {path} is there, but takes no connection") from None
+            time.sleep(0.01)  # there is nothing to wait on
+        except PermissionError:
+            raise SystemRefusedError(f"{path}: only root and the server's own user may ask") from None
+        except OSError as error:
+            raise NoServerError(f"no server answers at {path}: {error.strerror or error}") from None
