@@ -18,7 +18,7 @@ class Command(enum.Enum):
     REOPEN = "reopen"
     MORE = "one worker more"
     FEWER = "one worker less"
-    SCALE = "scale"
+    SCALE = "scale"  # to a number of workers; no signal carries it
     REAP = "reap strangers"  # SIGCHLD, taken only as PID 1: orphans of handlers are ours to bury
 
 

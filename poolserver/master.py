@@ -19,6 +19,7 @@ from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
 from poolserver.events import (
     Action,
     Announce,
+    Answer,
     CloseDoor,
     Ending,
     Event,
@@ -73,6 +74,9 @@ class Attendant(Protocol):
     def attend(self, ready: Collection[int], now: float) -> Sequence[Event]: ...
 
 
+OnAnswer = Callable[[int, bool, str], None]
+"""Tell an asker whether what it asked for has happened, and if not, why."""
+
 Spawn = Callable[[Start, Berth, Sequence[WorkerHandle]], WorkerHandle]
 """Start a worker in a berth; a forked child must close its copies of the siblings' descriptors.
 
@@ -96,6 +100,7 @@ class Master:
         register: Register,
         tally: Tally,
         attendants: Sequence[Attendant] = (),
+        on_answer: OnAnswer = lambda _asker, _ok, _reason: None,
     ) -> None:
         self._pool = pool
         self._spawn = spawn
@@ -107,6 +112,7 @@ class Master:
         self._register = register
         self._tally = tally
         self._attendants = attendants
+        self._on_answer = on_answer
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
 
@@ -218,6 +224,8 @@ class Master:
                 log.reopen()
             case Say(level, text, details):
                 _log.log(logging.getLevelNamesMapping()[level], "%s", text, extra={"details": details})
+            case Answer(asker, ok, reason):
+                self._on_answer(asker, ok, reason)
             case Finish():
                 self._finish = action
         return None
