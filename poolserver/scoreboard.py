@@ -50,6 +50,9 @@ class Outcome(enum.IntEnum):
     WOULD_BANNED = enum.auto()
 
 
+MAX_COUNT = 2**53
+"""No honest count gets here, and a JSON reader's numbers end here: a row that says more was scribbled over."""
+
 COUNTERS: Mapping[str, int] = {"accepted": _ACCEPTED} | {outcome.name.lower(): outcome for outcome in Outcome}
 """Every counter's name and its word."""
 
@@ -140,6 +143,7 @@ class Scoreboard:
     memory: mmap.mmap
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     _berths: list[Berth] = field(default_factory=list)
+    _told: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
 
     @classmethod
     def create(cls) -> "Scoreboard":
@@ -206,9 +210,13 @@ class Scoreboard:
         return sums
 
     def all_totals(self) -> dict[str, int]:
-        """What the service has counted since it started, the dead and the living together. Never goes back."""
+        """What the service has counted since it started, the dead and the living together.
+
+        Never goes back, also where a worker scribbles over its rows.
+        """
         living = self.counted(self._berths)
-        return {name: self.totals[name] + living[name] for name in COUNTERS}
+        self._told = {name: max(self._told[name], self.totals[name] + living[name]) for name in COUNTERS}
+        return dict(self._told)
 
     def _read_lane(self, lane: int) -> LaneReading:
         start = lane * _ROW_BYTES
@@ -223,5 +231,5 @@ class Scoreboard:
             state=LaneState(state) if state <= LaneState.HUNG else LaneState.ABSENT,
             since=words[_SINCE] / 1e9,
             peer=peer if state in (LaneState.BUSY, LaneState.HUNG) else "",
-            counters={name: words[word] for name, word in COUNTERS.items()},
+            counters={name: count if (count := words[word]) <= MAX_COUNT else 0 for name, word in COUNTERS.items()},
         )

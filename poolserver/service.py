@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGCHLD
@@ -24,6 +25,7 @@ from poolserver.events import Start
 from poolserver.lane import Station, Terms
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.metrics import Observer
 from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
@@ -234,8 +236,9 @@ def _supervise(
         spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register, asked)
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
+        pool = Pool(policy)
         master = Master(
-            Pool(policy),
+            pool,
             spawn,
             inbox,
             board,
@@ -245,7 +248,21 @@ def _supervise(
             register=register,
             tally=Tally(functools.partial(register.worst, terms.limits)),
             attendants=[asked] if asked is not None else [],
+            on_answer=asked.answer if asked is not None else lambda _asker, _ok, _reason: None,
         )
+        if asked is not None:
+            observer = Observer(
+                settings.server.service_name,
+                settings.pool.threads,
+                timeouts.handler,
+                listeners,
+                terms.limits,
+                register,
+                board,
+            )
+            asked.serve(
+                {"status": lambda _asker: {"status": observer.snapshot(pool, master.roster(), time.monotonic())}}
+            )
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}
