@@ -300,6 +300,6 @@ def opened(configured: str, name: str, mode: int, environ: Mapping[str, str]) ->
 def _owner_of(path: Path) -> str:
     try:
         with Server.at(path) as server:
-            return f"{server.name} (pid {server.pid})"
+            return str(server)
     except PoolserverError:
         return ""  # the reason is another, or who holds it is no server of ours

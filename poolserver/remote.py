@@ -8,11 +8,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from poolserver.errors import NoServerError, PoolserverError, SystemRefusedError
+from poolserver.errors import NoServerError, PoolserverError, SystemRefusedError, UsageError
 
 PATIENCE = 5.0
 """Seconds for what a server in good health does at once."""
@@ -31,6 +31,9 @@ class Server:
         self.name = self.pid = "?"
         self._sock = sock
         self._received = b""
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
 
     @classmethod
     @contextlib.contextmanager
@@ -100,3 +103,28 @@ def _connect(sock: socket.socket, path: Path) -> None:
             raise SystemRefusedError(f"{path}: only root and the server's own user may ask") from None
         except OSError as error:
             raise NoServerError(f"no server answers at {path}: {error.strerror or error}") from None
+
+
+def located(candidates: Iterable[Path], name: str) -> Path:
+    """Which of these sockets is that of the server with this name; of the only server, where the name is empty.
+
+    Raises:
+        NoServerError: none of them answers.
+        UsageError: several do.
+    """
+    looked = list(dict.fromkeys(candidates))
+    answering: dict[Path, str] = {}
+    for path in looked:
+        try:
+            with Server.at(path) as server:
+                answering[path] = f"{server} at {path}"
+                is_meant = name in ("", server.name)
+        except PoolserverError:
+            continue  # a stale file, or another user's
+        if not is_meant:
+            del answering[path]
+    if not answering:
+        raise NoServerError(f"no server{f' named {name}' if name else ''} answers at {looked[0]}")
+    if len(answering) > 1:
+        raise UsageError(f"several servers answer: {', '.join(answering.values())}; say which by --control PATH")
+    return next(iter(answering))

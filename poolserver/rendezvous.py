@@ -42,6 +42,8 @@ def make_folder(folder: Path) -> None:
         raise SystemRefusedError(f"{folder} is not a folder of ours alone to write to")
 
 
-def found(environ: Mapping[str, str], uid: int) -> list[Path]:
-    """The sockets in those folders, of servers alive or dead."""
-    return sorted(path for folder in folders(environ, uid) for path in folder.glob("*.sock"))
+def candidates(name: str, environ: Mapping[str, str], uid: int) -> list[Path]:
+    """Where a server may be that was started from another environment, by systemd for one; the likeliest first."""
+    places = dict.fromkeys([*folders(environ, uid), Path("/run/poolserver")])
+    files = [path for folder in places for pattern in ("*.sock", "*/*.sock") for path in sorted(folder.glob(pattern))]
+    return [default_path(name or "*", environ, uid), *files]

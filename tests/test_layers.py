@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli check __init__ server service control metrics queues rendezvous remote master resident worker
+    __main__ cli tables check __init__ server service control metrics queues rendezvous remote master resident worker
     handlers crew deadlines mending lane door wakeups adapter listener tcp_info unix_path holders address
     shared_socket process signals log config sections values admission sources networks scoreboard pool roster
     tally snapshot states events commands errors
