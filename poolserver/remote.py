@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import socket
-import time
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -89,20 +89,16 @@ class Server:
 
 
 def _connect(sock: socket.socket, path: Path) -> None:
-    """A backlog that is full for a moment is no absence: then connect(2) says EAGAIN, and is tried again."""
-    give_up = time.monotonic() + PATIENCE
-    sock.settimeout(PATIENCE)
-    while True:
-        try:
-            return sock.connect(os.fspath(path))
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                raise NoServerError(f"the server at {path} is there, but takes no connection") from None
-            time.sleep(0.01)  # there is nothing to wait on
-        except PermissionError:
-            raise SystemRefusedError(f"{path}: only root and the server's own user may ask") from None
-        except OSError as error:
-            raise NoServerError(f"no server answers at {path}: {error.strerror or error}") from None
+    """In the kernel's queue, while the backlog is full, for as long as the send time-out says. Source: connect(2)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(PATIENCE), 0))
+    try:
+        sock.connect(os.fspath(path))
+    except BlockingIOError:
+        raise NoServerError(f"the server at {path} is there, but takes no connection") from None
+    except PermissionError:
+        raise SystemRefusedError(f"{path}: only root and the server's own user may ask") from None
+    except OSError as error:
+        raise NoServerError(f"no server answers at {path}: {error.strerror or error}") from None
 
 
 def located(candidates: Iterable[Path], name: str) -> Path:
