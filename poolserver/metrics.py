@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from poolserver import __version__
-from poolserver.admission import Limits
 from poolserver.door import Register
+from poolserver.lane import Terms
 from poolserver.listener import Listener
 from poolserver.networks import key_text, source_of
 from poolserver.pool import Pool
@@ -79,9 +79,8 @@ class Observer:
 
     name: str
     threads: int
-    handler_timeout: float
+    terms: Terms
     listeners: Sequence[Listener]
-    limits: Limits
     register: Register
     board: Scoreboard
     _since: float = field(default_factory=time.monotonic)
@@ -155,12 +154,12 @@ class Observer:
     def _lane(self, reading: LaneReading, now: float) -> LaneStatus:
         since = min(max(0.0, now - reading.since), now)
         is_idle = reading.state is LaneState.IDLE
-        has_deadline = self.handler_timeout and not is_idle
+        has_deadline = self.terms.handler_timeout and not is_idle
         return LaneStatus(
             state=_LANE_STATES[reading.state],
             since=since,
             peer=None if is_idle else reading.peer,
-            deadline_left=max(0.0, self.handler_timeout - since) if has_deadline else None,
+            deadline_left=max(0.0, self.terms.handler_timeout - since) if has_deadline else None,
         )
 
     def _totals(self, pool: Pool) -> Totals:
@@ -181,7 +180,7 @@ class Observer:
     def _sources(self, workers: Iterable[WorkerStatus], now: float) -> list[SourceStatus]:
         """The largest by connections at once and by refusals, in turn: neither must hide the other."""
         if now >= self._worst[0] + WORST_INTERVAL:
-            self._worst = (now, dict(self.register.worst(self.limits, MAX_SOURCES)))
+            self._worst = (now, dict(self.register.worst(self.terms.limits, MAX_SOURCES)))
         refused = self._worst[1]
         active = Counter(self._source(lane["peer"]) for worker in workers for lane in worker["lanes"] if lane["peer"])
         pairs = itertools.zip_longest((source for source, _ in active.most_common(MAX_SOURCES)), refused)
@@ -192,7 +191,7 @@ class Observer:
     def _source(self, peer: str) -> str:
         """A peer as limits count it. Peers stand in the rows as they are written in the log."""
         host = peer if peer.startswith("unix:") else peer.rpartition(":")[0].strip("[]")
-        prefixes = self.limits.source_prefix_v4, self.limits.source_prefix_v6
+        prefixes = self.terms.limits.source_prefix_v4, self.terms.limits.source_prefix_v6
         return key_text(source_of((host,), *prefixes).key, *prefixes)
 
 

@@ -251,15 +251,7 @@ def _supervise(
             on_answer=asked.answer if asked is not None else lambda _asker, _ok, _reason: None,
         )
         if asked is not None:
-            observer = Observer(
-                settings.server.service_name,
-                settings.pool.threads,
-                timeouts.handler,
-                listeners,
-                terms.limits,
-                register,
-                board,
-            )
+            observer = Observer(settings.server.service_name, settings.pool.threads, terms, listeners, register, board)
             asked.serve(
                 {"status": lambda _asker: {"status": observer.snapshot(pool, master.roster(), time.monotonic())}}
             )

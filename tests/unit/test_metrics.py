@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolserver.admission import Limits
 from poolserver.door import Register
 from poolserver.events import Start, WorkerExited, WorkerReady
+from poolserver.lane import Terms
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.metrics import Observer
 from poolserver.networks import source_of
@@ -31,7 +31,7 @@ class Scene:
         self.board = Scoreboard.create()
         self.pool = Pool(Policy(workers, **policy), jitter=lambda: 0.5)
         self.register = Register.create()
-        self.observer = Observer("hello", 2, 5.0, listeners, Limits(), self.register, self.board)
+        self.observer = Observer("hello", 2, Terms(handler_timeout=5.0), listeners, self.register, self.board)
         self.berths: dict[int, tuple[int, Berth]] = {}
         self.step()
 
