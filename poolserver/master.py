@@ -9,7 +9,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from poolserver import log, process
@@ -19,6 +19,7 @@ from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
 from poolserver.events import (
     Action,
     Announce,
+    Answer,
     CloseDoor,
     Ending,
     Event,
@@ -65,6 +66,17 @@ class WorkerHandle(Protocol):
     def end(self) -> None: ...
 
 
+class Attendant(Protocol):
+    """Something else that this loop looks after, which never waits either: the control socket."""
+
+    def interests(self) -> Mapping[int, int]: ...
+    def deadline(self) -> float: ...
+    def attend(self, ready: Collection[int], now: float) -> Sequence[Event]: ...
+
+
+OnAnswer = Callable[[int, bool, str], None]
+"""Tell an asker whether what it asked for has happened, and if not, why."""
+
 Spawn = Callable[[Start, Berth, Sequence[WorkerHandle]], WorkerHandle]
 """Start a worker in a berth; a forked child must close its copies of the siblings' descriptors.
 
@@ -87,6 +99,8 @@ class Master:
         on_close_door: Callable[[], None],
         register: Register,
         tally: Tally,
+        attendants: Sequence[Attendant] = (),
+        on_answer: OnAnswer = lambda _asker, _ok, _reason: None,
     ) -> None:
         self._pool = pool
         self._spawn = spawn
@@ -97,6 +111,8 @@ class Master:
         self._on_close_door = on_close_door
         self._register = register
         self._tally = tally
+        self._attendants = attendants
+        self._on_answer = on_answer
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
 
@@ -120,6 +136,10 @@ class Master:
         self._say_refusals(math.inf)
         _raise_for(self._finish)
 
+    def roster(self) -> dict[int, tuple[int, Berth]]:
+        """The pid and the berth of each worker that is not buried, by its serial."""
+        return {serial: (worker.pid, berth) for serial, (worker, berth) in self._workers.items()}
+
     def _step(self, event: Event) -> None:
         for action in self._pool.step(event, time.monotonic()):
             follow_up = self._carry_out(action)
@@ -137,11 +157,17 @@ class Master:
         for serial, (worker, _) in list(self._workers.items()):
             yield from self._told_by(serial, worker)
         yield from commands
+        for attendant in self._attendants:
+            yield from attendant.attend(self._readable, time.monotonic())
 
     def _wait(self) -> None:
         poller = select.poll()
         poller.register(self._inbox.fileno(), select.POLLIN)
         deadline = min(self._pool.deadline() or math.inf, self._tally.deadline())
+        for attendant in self._attendants:
+            deadline = min(deadline, attendant.deadline())
+            for fd, events in attendant.interests().items():
+                poller.register(fd, events)
         seconds: float | None = max(0.0, deadline - time.monotonic())
         for worker, _ in self._workers.values():
             for fd in worker.descriptors():
@@ -198,6 +224,8 @@ class Master:
                 log.reopen()
             case Say(level, text, details):
                 _log.log(logging.getLevelNamesMapping()[level], "%s", text, extra={"details": details})
+            case Answer(asker, ok, reason):
+                self._on_answer(asker, ok, reason)
             case Finish():
                 self._finish = action
         return None

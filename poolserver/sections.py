@@ -184,6 +184,13 @@ class Log(Section):
     file: AnchoredPath = ""
 
 
+class Control(Section):
+    """``[control]``: where the running server is asked; empty = a path of its name."""
+
+    socket: AnchoredPath = ""
+    mode: OctalMode = Mode(0o600)
+
+
 class Config(BaseModel):
     """A whole configuration. Immutable: a reload loads another one."""
 
@@ -196,6 +203,7 @@ class Config(BaseModel):
     limits: Limits = Limits()
     parking: Parking = Parking()
     log: Log = Log()
+    control: Control = Control()
 
 
 def _fields(section: FieldInfo) -> Mapping[str, FieldInfo]:
@@ -208,6 +216,20 @@ SECTIONS: Mapping[str, Mapping[str, FieldInfo]] = {
     name: _fields(section) for name, section in Config.model_fields.items()
 }
 """Every known key, by section, in the order in which ``poolserver check`` prints them."""
+
+
+def json_schema() -> dict[str, Any]:
+    """What TOML may say, as JSON Schema: for editors. Rules between two keys are beyond it."""
+    schema = Config.model_json_schema()
+    defaults = Config().model_dump(mode="json")
+    for section, reference in schema["properties"].items():
+        reference.pop("default", None)  # the models' own words for what each key says below
+        keys = schema["$defs"][reference["$ref"].rpartition("/")[2]]["properties"]
+        for key, rules in keys.items():
+            rules["default"] = defaults[section][key]
+            for word in ("title", "gt", "ge", "le"):  # bounds of a number that may be text are no JSON Schema
+                rules.pop(word, None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
 def unknown(section: str, key: str = "") -> str:

@@ -7,15 +7,17 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, handlers, log, process, signals
+from poolserver import config, control, handlers, log, process, signals
 from poolserver.admission import Limits
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
+from poolserver.control import ControlSocket
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
@@ -23,6 +25,7 @@ from poolserver.events import Start
 from poolserver.handover import Pairs
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.metrics import Observer
 from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
@@ -90,8 +93,11 @@ def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool =
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    with contextlib.closing(inbox), taken, listening(settings) as listeners:
-        _supervise(settings, handler, inbox, listeners)
+    where = settings.control
+    controlled = control.opened(where.socket, settings.server.service_name, where.mode, config.environment())
+    # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
+    with contextlib.closing(inbox), controlled as asked, taken, listening(settings) as listeners:
+        _supervise(settings, handler, inbox, listeners, asked)
 
 
 def listener_options(settings: Config) -> Options:
@@ -149,9 +155,10 @@ def forking_spawn(
     inbox: signals.Inbox[Command],
     terms: Terms,
     register: Register,
+    asked: ControlSocket | None = None,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; and its copy of the inbox, whose messages are the master's."""
+    or it would never report the master's death; and its copies of inbox and control socket, which are the master's."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
     pairs = Pairs.open()
 
@@ -159,11 +166,13 @@ def forking_spawn(
         def body(report_fd: int) -> int:
             os.close(lifeline_write)
             inbox.close()
+            if asked is not None:
+                asked.close_in_child()
             for sibling in siblings:
                 sibling.close()
             worker = Worker(
                 Seat(start.slot, name, lifeline_read, report_fd),
-                listeners,
+                [*listeners, asked.listener] if asked is not None else listeners,  # the last to leave removes its file
                 make_stations,
                 board.quarters(berth),
                 terms,
@@ -209,7 +218,11 @@ def resident_spawn(
 
 
 def _supervise(
-    settings: Config, handler: type | None, inbox: signals.Inbox[Command], listeners: list[Listener]
+    settings: Config,
+    handler: type | None,
+    inbox: signals.Inbox[Command],
+    listeners: list[Listener],
+    asked: ControlSocket | None,
 ) -> None:
     terms = terms_of(settings, settings.socket.backlog)
 
@@ -231,11 +244,12 @@ def _supervise(
         )
     else:
         name = settings.server.service_name
-        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register)
+        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register, asked)
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
+        pool = Pool(policy)
         master = Master(
-            Pool(policy),
+            pool,
             spawn,
             inbox,
             board,
@@ -244,7 +258,14 @@ def _supervise(
             on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
             register=register,
             tally=Tally(functools.partial(register.worst, terms.limits)),
+            attendants=[asked] if asked is not None else [],
+            on_answer=asked.answer if asked is not None else lambda _asker, _ok, _reason: None,
         )
+        if asked is not None:
+            observer = Observer(settings.server.service_name, settings.pool.threads, terms, listeners, register, board)
+            asked.serve(
+                {"status": lambda _asker: {"status": observer.snapshot(pool, master.roster(), time.monotonic())}}
+            )
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}

