@@ -16,7 +16,7 @@ import termios
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-_log = logging.getLogger("poolserver")
+from poolserver.failures import log_failure, log_line
 
 LINGER_TIMEOUT = 2.0
 LINGER_BYTES = 16 * 1024 * 1024
@@ -27,6 +27,9 @@ _SO_MEMINFO = 55
 """asm-generic/socket.h; its first word is the memory that the receive queue takes."""
 
 _NO_INPUT = bytes(struct.calcsize("i"))
+
+_LEFT = ConnectionResetError | ConnectionAbortedError | BrokenPipeError
+"""Not ConnectionRefusedError: whoever refused was no client, but a database, say."""
 
 
 class CrewFace(Protocol):
@@ -76,7 +79,7 @@ class LaneServer(_Server):
     def server_close(self) -> None:
         """As ever; in a handler refused, since it would close the listener under the other lanes."""
         if self.crew is not None and self.crew.is_lane_thread():
-            _log.error("a handler called server_close(): refused; server.shutdown() stops the service")
+            log_line(logging.ERROR, "a handler called server_close(): refused; server.shutdown() stops the service")
             return
         super().server_close()
 
@@ -84,14 +87,13 @@ class LaneServer(_Server):
 def log_error(client_address: Any) -> None:
     """Log the exception being handled, naming the peer.
 
-    One that a client causes by leaving is one line, no traceback.
+    One that a client causes by leaving or by its silence is one line, no traceback.
     """
     error = sys.exception()
-    # BlockingIOError is what a blocking call sees that met timeouts.idle
-    if isinstance(error, ConnectionError | TimeoutError | BlockingIOError):
-        _log.info("connection of %s ended by %s", peer_name(client_address), type(error).__name__)
+    if isinstance(error, _LEFT | TimeoutError | BlockingIOError):  # the last by a blocking call that met timeouts.idle
+        log_line(logging.INFO, "connection of %s ended by %s", peer_name(client_address), type(error).__name__)
     else:
-        _log.error("handler failed for %s", peer_name(client_address), exc_info=True)
+        log_failure("handler failed for %s", peer_name(client_address))
 
 
 def peer_name(client_address: Any) -> str:

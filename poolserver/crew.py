@@ -8,7 +8,6 @@ import enum
 import logging
 import math
 import os
-import select
 import socketserver
 import threading
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from poolserver import deadlines
 from poolserver.adapter import peer_name, shut
 from poolserver.door import Door, Register
+from poolserver.failures import log_failure, say_counted
 from poolserver.lane import Lane, Shortage, Station, Terms
 from poolserver.mending import mend
 from poolserver.scoreboard import Outcome, Row
@@ -186,9 +186,7 @@ class Crew:
         ``others`` maps further descriptors to what to do when one is readable; False: it is not watched any more.
         """
         calls = dict(others or {})
-        poller = select.poll()
-        for fd in [self._wake_fd, *calls]:
-            poller.register(fd, select.POLLIN)
+        poller = self.wakeups.poller([self._wake_fd, *calls])
         while self._phase is not Phase.OVER:
             for fd in wait_readable(poller, max(0.0, self._deadline() - time.monotonic())):
                 if fd == self._wake_fd:
@@ -196,6 +194,7 @@ class Crew:
                 elif not calls[fd]():
                     poller.unregister(fd)
             self._look(time.monotonic())
+        say_counted(is_last=True)
 
     def watch_beside(self, on_over: Callable[[], None]) -> threading.Thread:
         """Watch from a thread of our own, for a process whose main loop is another's; ``on_over`` is its last call."""
@@ -253,6 +252,7 @@ class Crew:
             return
         self._next_tick = now + TICK
         self.shortage.settle(now)
+        say_counted()
         self.wakeups.look_at_all()
         for lane in list(self._lanes):
             if lane not in self._present:
@@ -331,7 +331,7 @@ class Crew:
             try:
                 station.server.service_actions()
             except BaseException:  # noqa: BLE001 - the user's to override; serving goes on
-                _log.error("service_actions failed", exc_info=True)
+                log_failure("service_actions failed")
 
 
 def _has_service_actions(station: Station) -> bool:

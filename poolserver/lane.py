@@ -17,6 +17,7 @@ from poolserver import process
 from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
 from poolserver.admission import Limits
 from poolserver.door import Door
+from poolserver.failures import log_failure, log_line
 from poolserver.listener import set_idle_timeout
 from poolserver.scoreboard import Outcome, Row
 from poolserver.signals import wait_readable
@@ -319,7 +320,7 @@ class Lane:
             self._pause()
         elif error.errno not in _PEER_WENT_AWAY or type(error).__module__ == "ssl":  # whose errno 1 is no EPERM
             # not from accept(2): a get_request of the user's that shakes hands (TLS) and failed
-            _log.info("get_request failed: %s", error)
+            log_line(logging.INFO, "get_request failed: %s", error)
         self._crew.wakeups.look_again(station)
         return self._on_nothing()
 
@@ -338,6 +339,6 @@ class Lane:
     def _report(self, text: str, *args: object) -> None:
         """Log an exception that has no other place to go. A log that cannot be written is no reason to die."""
         try:
-            _log.error(text, *args, exc_info=True)
+            log_failure(text, *args)
         except BaseException:  # noqa: BLE001 - raised by a handler of the user's logging configuration
             pass  # by a handler of the user's logging configuration: there is nowhere left to say so
