@@ -26,7 +26,10 @@ that destroys the reply on its way. nginx lingers for up to 30 s; a lane is dear
 _SO_MEMINFO = 55
 """asm-generic/socket.h; its first word is the memory that the receive queue takes."""
 
-_NO_INPUT = bytes(struct.calcsize("i"))
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""For SO_LINGER. Source: socket(7)."""
+
+_NOTHING = bytes(struct.calcsize("i"))
 
 _LEFT = ConnectionResetError | ConnectionAbortedError | BrokenPipeError
 """Not ConnectionRefusedError: whoever refused was no client, but a database, say."""
@@ -127,6 +130,18 @@ def shut(request: object) -> None:
             pass  # closed or reset meanwhile: unblocked already
 
 
+def cut(request: object) -> None:
+    """``shut``, and have the kernel forget what the client has not taken, by a reset once the handler has closed: for
+    one that takes a byte now and then it would keep megabytes. A client that has taken all sees an end."""
+    if isinstance(request, socket.socket):
+        try:
+            if fcntl.ioctl(request.fileno(), termios.TIOCOUTQ, _NOTHING) != _NOTHING:
+                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        except (OSError, ValueError):
+            pass  # closed or reset meanwhile
+    shut(request)
+
+
 def _linger(sock: socket.socket) -> None:
     """Half-close and read on, until the client has seen the reply and closes."""
     with contextlib.suppress(OSError, ValueError):  # reset, or closed by a thread of the handler: nothing to save
@@ -149,9 +164,9 @@ def _has_input(sock: socket.socket) -> bool:
     Source: Linux, sock_getsockopt; ioctl(2).
     """
     try:
-        if sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4) == _NO_INPUT:
+        if sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4) == _NOTHING:
             return False
-        return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NO_INPUT) != _NO_INPUT
+        return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NOTHING) != _NOTHING
     except (OSError, ValueError):
         return False
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from poolserver.adapter import peer_name, shut
+from poolserver.adapter import cut, peer_name
 from poolserver.failures import log_line, log_stack
 from poolserver.lane import Lane
 from poolserver.scoreboard import Outcome
@@ -40,7 +40,7 @@ def _cut(lane: Lane, thread: threading.Thread, request: object, address: object,
     frame = sys._current_frames().get(thread.ident or 0)
     text = "lane %d: %s reached timeouts.handler; its connection is shut down"
     log_stack(logging.WARNING, frame, text, lane.number, peer_name(address))
-    shut(request)
+    cut(request)
 
 
 def _say_hung(lane: Lane, address: object) -> None:
