@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-_log = logging.getLogger("poolserver")
+from poolserver.failures import log_failure, log_line
 
 LINGER_TIMEOUT = 2.0
 LINGER_BYTES = 16 * 1024 * 1024
@@ -29,7 +29,13 @@ MAX_PEERS_NAMED = 10
 _SO_MEMINFO = 55
 """asm-generic/socket.h; its first word is the memory that the receive queue takes."""
 
-_NO_INPUT = bytes(struct.calcsize("i"))
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""For SO_LINGER. Source: socket(7)."""
+
+_NOTHING = bytes(struct.calcsize("i"))
+
+_LEFT = ConnectionResetError | ConnectionAbortedError | BrokenPipeError
+"""Not ConnectionRefusedError: whoever refused was no client, but a database, say."""
 
 
 class CrewFace(Protocol):
@@ -75,7 +81,7 @@ class LaneServer(_Server):
     def server_close(self) -> None:
         """As ever; in a handler refused, since it would close the listener under the other lanes."""
         if self.crew is not None and self.crew.here.is_lane:
-            _log.error("a handler called server_close(): refused; server.shutdown() stops the service")
+            log_line(logging.ERROR, "a handler called server_close(): refused; server.shutdown() stops the service")
             return
         super().server_close()
 
@@ -83,14 +89,13 @@ class LaneServer(_Server):
 def log_error(client_address: Any) -> None:
     """Log the exception being handled, naming the peer.
 
-    One that a client causes by leaving is one line, no traceback.
+    One that a client causes by leaving or by its silence is one line, no traceback.
     """
     error = sys.exception()
-    # BlockingIOError is what a blocking call sees that met timeouts.idle
-    if isinstance(error, ConnectionError | TimeoutError | BlockingIOError):
-        _log.info("connection of %s ended by %s", peer_name(client_address), type(error).__name__)
+    if isinstance(error, _LEFT | TimeoutError | BlockingIOError):  # the last by a blocking call that met timeouts.idle
+        log_line(logging.INFO, "connection of %s ended by %s", peer_name(client_address), type(error).__name__)
     else:
-        _log.error("handler failed for %s", peer_name(client_address), exc_info=True)
+        log_failure("handler failed for %s", peer_name(client_address))
 
 
 def peer_name(client_address: Any) -> str:
@@ -133,7 +138,7 @@ def run_service_actions(servers: Iterable[socketserver.BaseServer]) -> None:
         try:
             server.service_actions()
         except BaseException:  # noqa: BLE001
-            _log.error("service_actions failed", exc_info=True)
+            log_failure("service_actions failed")
 
 
 def shut(request: object) -> None:
@@ -143,6 +148,18 @@ def shut(request: object) -> None:
             socket.socket.shutdown(request, socket.SHUT_RDWR)  # a TLS socket's own would go on in the clear
         except OSError:
             pass  # closed or reset meanwhile: unblocked already
+
+
+def cut(request: object) -> None:
+    """``shut``, and have the kernel forget what the client has not taken, by a reset once the handler has closed: for
+    one that takes a byte now and then it would keep megabytes. A client that has taken all sees an end."""
+    if isinstance(request, socket.socket):
+        try:
+            if fcntl.ioctl(request.fileno(), termios.TIOCOUTQ, _NOTHING) != _NOTHING:
+                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        except (OSError, ValueError):
+            pass  # closed or reset meanwhile
+    shut(request)
 
 
 def _linger(sock: socket.socket) -> None:
@@ -167,9 +184,9 @@ def _has_input(sock: socket.socket) -> bool:
     Source: Linux, sock_getsockopt; ioctl(2).
     """
     try:
-        if sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4) == _NO_INPUT:
+        if sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4) == _NOTHING:
             return False
-        return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NO_INPUT) != _NO_INPUT
+        return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NOTHING) != _NOTHING
     except (OSError, ValueError):
         return False
 

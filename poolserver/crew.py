@@ -8,7 +8,6 @@ import enum
 import logging
 import math
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from poolserver import deadlines
 from poolserver.adapter import has_service_actions, peer_names, run_service_actions, shut
 from poolserver.attendant import Attendant
 from poolserver.door import Door, Register
+from poolserver.failures import say_counted
 from poolserver.handover import Pairs, intakes
 from poolserver.here import Here
 from poolserver.lane import Lane
@@ -192,9 +192,7 @@ class Crew:
         ``others`` maps further descriptors to what to do when one is readable; False: it is not watched any more.
         """
         calls = dict(others or {})
-        poller = select.poll()
-        for fd in [self._wake_fd, *calls]:
-            poller.register(fd, select.POLLIN)
+        poller = self.wakeups.poller([self._wake_fd, *calls])
         while self._phase is not Phase.OVER:
             for fd in wait_readable(poller, max(0.0, self._deadline() - time.monotonic())):
                 if fd == self._wake_fd:
@@ -202,6 +200,7 @@ class Crew:
                 elif not calls[fd]():
                     poller.unregister(fd)
             self._look(time.monotonic())
+        say_counted(is_last=True)
 
     def watch_beside(self, on_over: Callable[[], None]) -> threading.Thread:
         """Watch from a thread of our own, for a process whose main loop is another's; ``on_over`` is its last call."""
@@ -261,6 +260,7 @@ class Crew:
         self._next_tick = now + TICK
         self.shortage.settle(now)
         self._attendant.tick()
+        say_counted()
         self.wakeups.look_at_all()
         for lane in list(self._lanes):
             if lane not in self._present:

@@ -4,11 +4,11 @@
 """
 
 import socket
-import struct
 import time
 from dataclasses import dataclass
 from typing import Any
 
+from poolserver.adapter import RESET_ON_CLOSE
 from poolserver.admission import Admission, Limits, Reason, Verdict
 from poolserver.claims import Claims
 from poolserver.networks import key_text, source_of
@@ -27,8 +27,6 @@ _WOULD = {
     Reason.DENIED: Outcome.WOULD_DENIED,
     Reason.BANNED: Outcome.WOULD_BANNED,
 }
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Door:
         how = self._limits.refuse_with
         try:
             if how == "rst":
-                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             elif how != "close":
                 request.send(how.encode(), socket.MSG_DONTWAIT)
                 request.shutdown(socket.SHUT_WR)

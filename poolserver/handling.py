@@ -3,7 +3,6 @@
 Whatever a hook of the user's code raises, the lane lives on.
 """
 
-import logging
 import math
 import sys
 import time
@@ -13,6 +12,7 @@ from poolserver import process
 from poolserver.adapter import LaneServer, log_error, peer_name
 from poolserver.conversation import Conversation
 from poolserver.door import Door
+from poolserver.failures import log_failure
 from poolserver.park import Park, Parked
 from poolserver.scoreboard import Outcome, Row
 from poolserver.shortage import Shortage
@@ -20,8 +20,6 @@ from poolserver.station import Station, Terms
 from poolserver.tcp_info import is_idle, is_reset
 from poolserver.waits import Verdict
 from poolserver.wakeups import Wakeups
-
-_log = logging.getLogger("poolserver")
 
 MAX_TURNS = 16
 """Exchanges in a row that a client gets by sending them all at once; then others have their turn."""
@@ -211,6 +209,6 @@ class Handling:
     def _report(self, text: str, *args: object) -> None:
         """Log an exception that has no other place to go. A log that cannot be written is no reason to die."""
         try:
-            _log.error(text, *args, exc_info=True)
+            log_failure(text, *args)
         except BaseException:  # noqa: BLE001
             pass  # raised by a handler of the user's logging configuration: there is nowhere left to say so

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from poolserver.adapter import peer_name, unix_peer
+from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane, Handling
 from poolserver.handover import Intake
 from poolserver.listener import set_idle_timeout
@@ -18,8 +19,6 @@ from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length
 from poolserver.waits import Verdict, Wait
-
-_log = logging.getLogger("poolserver")
 
 DRAIN_LOOK = 0.1
 """Seconds between a leaving lane's looks whether anybody is still parked."""
@@ -174,7 +173,7 @@ class Lane(Handling):
             self._pause()
         elif error.errno not in _PEER_WENT_AWAY or type(error).__module__ == "ssl":  # whose errno 1 is no EPERM
             # not from accept(2): a get_request of the user's that shakes hands (TLS) and failed
-            _log.info("get_request failed: %s", error)
+            log_line(logging.INFO, "get_request failed: %s", error)
         self._crew.wakeups.look_again(station)
         return self._on_nothing()
 

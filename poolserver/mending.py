@@ -9,10 +9,9 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+from poolserver.failures import log_line
 from poolserver.shared_socket import SharedSocket
 from poolserver.station import Station
-
-_log = logging.getLogger("poolserver")
 
 
 def mend(station: Station, error: OSError, backlog: int) -> str:
@@ -21,13 +20,13 @@ def mend(station: Station, error: OSError, backlog: int) -> str:
     Closed here: the server gets another descriptor of it. Shut down for all: it listens again.
     """
     if not station.is_intact():
-        _log.error("a handler closed a listener (%s): opened again", error.strerror)
+        log_line(logging.ERROR, "a handler closed a listener (%s): opened again", error.strerror)
         station.server.socket.detach()  # its number may be another's by now
         station.server.socket = SharedSocket(fileno=os.dup(station.fd))
     elif error.errno == errno.EINVAL and _is_shut_down(station.server.socket):  # else a sibling mended it meanwhile
         if not _revive(station.server.socket, station.sockaddr, backlog):
             return f"listener {station.server.server_address!r} was shut down and cannot listen again"
-        _log.error("a listener was shut down by a handler: listening again; what was queued is lost")
+        log_line(logging.ERROR, "a listener was shut down by a handler: listening again; what was queued is lost")
     return ""
 
 

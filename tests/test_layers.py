@@ -17,9 +17,9 @@ FILES = sorted(PACKAGE.glob("*.py"))
 LAYERS = """
     __main__ cli tables check __init__ server service control metrics queues rendezvous remote master resident
     worker handlers crew attendant deadlines mending here lane handling handover park conversation shortage station
-    door wakeups waits adapter listener tcp_info unix_path holders address shared_socket process signals log config
-    sections values admission sources claims networks scoreboard pool roster tally snapshot states events commands
-    errors
+    door wakeups waits adapter listener tcp_info unix_path holders address shared_socket process signals failures
+    log config sections values admission sources claims networks scoreboard pool roster tally repeats snapshot
+    states events commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -52,11 +52,11 @@ IMPORT_HOMES = {
     "click": {"cli"},
     "pydantic": {"sections", "config", "values"},
     "asyncio": {"aio"},
-    "mmap": {"claims", "scoreboard", "sources"},
+    "mmap": {"claims", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
-PURE = {"pool": _OS, "roster": _OS, "admission": _OS}
+PURE = {"pool": _OS, "roster": _OS, "admission": _OS, "repeats": _OS, "waits": _OS}
 
 MAX_FILE_LINES = 350
 MAX_BODY_LINES = 50

@@ -288,7 +288,7 @@ def test_process_killed_while_taking_an_entry_leaves_a_free_one() -> None:
 
 
 def test_a_million_sources_never_break_the_table() -> None:
-    """The memory stays what it was, all that is listed is sound, and one that floods among them is still refused."""
+    """R37: the memory stays what it was, what is listed is sound, and one that floods among them is still refused."""
     table = SourceTable.create()
     rng = random.Random(3)
     flooder = source(1)
@@ -305,7 +305,7 @@ def test_a_million_sources_never_break_the_table() -> None:
 
 
 def test_sources_beyond_the_table_are_let_in() -> None:
-    """More banned sources than there is room for: permissive, and nothing raises."""
+    """R37: more banned sources than there is room for: permissive, and nothing raises."""
     table = SourceTable.create()
     rng = random.Random(4)
     earned = sum(table.strike(random_source(rng), NOW, 1, SECOND, SECOND) for _ in range(ENTRIES + 50_000))
