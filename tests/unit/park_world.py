@@ -112,8 +112,15 @@ class Site:
             self.add(parked, lane)
 
     def add(self, parked: Parked, lane: int) -> None:
-        """Park what a lane has."""
+        """Park what a lane has. Who goes for it: the oldest that has sent nothing, the oldest between two requests, or
+        itself; and only if the park is full."""
+        candidates = [*self.park.silent, *self.park.between, parked]
         for victim in self.park.add(parked, self.first_lane + lane):
+            if victim.ending is Outcome.REFUSED_MAX_PARKED:
+                assert victim is candidates[0]
+                assert len(self.park) >= self.park.quota
+            else:
+                assert victim.request.fileno() < 0
             self.end(victim)
 
     def wake(self) -> bool:
@@ -211,12 +218,12 @@ class Site:
         if parked.conversation is not None:
             parked.conversation.end()
         self.park.drop(parked)
-        self.world.client_at(parked.address).is_over = True
+        self.world.end(parked.address)
 
     def close(self, parked: Parked) -> None:
         """Over, by its handler."""
         parked.request.close()
-        self.world.client_at(parked.address).is_over = True
+        self.world.end(parked.address)
 
     def held(self) -> Iterator[Parked]:
         """All that is here, each as often as it is found."""
@@ -265,9 +272,14 @@ class World:
         """Each has an address of its own."""
         return self.clients[address[1]]
 
+    def end(self, address: tuple[str, int]) -> None:
+        """It is over, if it is a client of ours."""
+        if address[1] < len(self.clients):
+            self.client_at(address).is_over = True
+
     def connect(self, site: Site, who: int, first: bytes) -> None:
         """A client that may have spoken when it is accepted."""
-        mine, theirs = socket.socketpair()
+        theirs, mine = socket.socketpair()  # in this order: the first has the lowest number that is free
         client = Client(who, (f"192.0.2.{who}", len(self.clients)), mine)
         self.clients.append(client)
         mine.sendall(first)
