@@ -85,7 +85,7 @@ class Site:
         self.wakeups: Wakeups[Any] = Wakeups(intakes(world.pairs, {0: self.here}), is_shared=True)
         self.wakeups.open()
         quarters = world.board.quarters(world.berths[ordinal])
-        self.park = Park(self.wakeups, quarters, self.claims, Terms(max_parked=MAX_PARKED, max_head=MAX_HEAD))
+        self.park = Park(self.wakeups, quarters, self.claims, Terms(max_parked=world.max_parked, max_head=MAX_HEAD))
         self.first_lane = world.berths[ordinal].first
         self.lanes: list[Parked | None] = [None] * LANES
         self.unsent: list[Parked] = []
@@ -257,6 +257,7 @@ class World:
     clients: list[Client] = field(default_factory=list)
     flights: list[Flight] = field(default_factory=list)
     offset: float = 0.0
+    max_parked: int = MAX_PARKED
 
     def __post_init__(self) -> None:
         self.berths = [self.board.allot(LANES) for _ in range(SITES)]
