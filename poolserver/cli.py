@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from poolserver import __version__, check, rendezvous, service, tables
+from poolserver import __version__, check, rendezvous, service, tables, whereabouts
 from poolserver.config import Loaded, Option, environment, load
 from poolserver.errors import ConfigError, PoolserverError, UsageError
 from poolserver.remote import PATIENCE, Server, located
@@ -231,6 +231,15 @@ def _order(command: str, outcome: str, **where: Any) -> None:
     with _asked(**where) as server:
         server.ask(command)
         click.echo(f"{server}: {outcome}")
+
+
+@cli.command(epilog=_EXIT_CODES)
+@_asking
+def stacks(**where: Any) -> None:
+    """Show where every thread of every worker is, and whom each lane serves."""
+    with _asked(**where) as server:
+        told = server.ask("stacks", patience=2 * PATIENCE)
+    click.echo(whereabouts.stacks_text(told["stacks"], told["status"]))
 
 
 @cli.command()
