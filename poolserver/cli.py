@@ -1,6 +1,7 @@
 """The command line: options in, lines and exit codes out. The only place that prints and exits."""
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -180,6 +181,30 @@ def status(is_json: bool, **where: Any) -> None:
     with _asked(**where) as server:
         snapshot = server.ask("status", patience=PATIENCE)["status"]
     click.echo(json.dumps(snapshot) if is_json else tables.status_text(snapshot))
+
+
+@cli.command("top", epilog=_EXIT_CODES)
+@_asking
+def top_command(**where: Any) -> None:
+    """Show a running server live: courses, workers, worst sources, longest conversations. q quits."""
+    try:
+        top = importlib.import_module("poolserver.top")
+    except ModuleNotFoundError as error:
+        raise PoolserverError(f"top needs {error.name}: pip install 'poolserver[top]'") from None
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise PoolserverError("top needs a terminal; `poolserver status` does not")
+    with _asked(**where) as server:
+        path = server.path
+    top.watch(lambda: _snapshot(path))
+
+
+def _snapshot(path: Path) -> Any:
+    """None while nobody answers: it may be back in a moment."""
+    try:
+        with Server.at(path) as server:
+            return server.ask("status", patience=PATIENCE)["status"]
+    except PoolserverError:
+        return None
 
 
 @cli.command(epilog=_EXIT_CODES)
