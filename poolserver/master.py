@@ -140,6 +140,11 @@ class Master:
         """The pid and the berth of each worker that is not buried, by its serial."""
         return {serial: (worker.pid, berth) for serial, (worker, berth) in self._workers.items()}
 
+    def signal(self, serial: int, signum: int) -> None:
+        """Signal a worker, if it is still there."""
+        if serial in self._workers:
+            self._workers[serial][0].send(signum)
+
     def _step(self, event: Event) -> None:
         for action in self._pool.step(event, time.monotonic()):
             follow_up = self._carry_out(action)

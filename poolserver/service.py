@@ -7,17 +7,16 @@ import contextlib
 import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, control, handlers, log, process, signals
+from poolserver import config, console, handlers, log, process, signals
 from poolserver.admission import Limits
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
-from poolserver.control import ControlSocket
+from poolserver.console import Console
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
@@ -93,11 +92,10 @@ def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool =
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    where = settings.control
-    controlled = control.opened(where.socket, settings.server.service_name, where.mode, config.environment())
+    operated = console.opened(settings.control, settings.server.service_name, config.environment())
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
-    with contextlib.closing(inbox), controlled as asked, taken, listening(settings) as listeners:
-        _supervise(settings, handler, inbox, listeners, asked)
+    with contextlib.closing(inbox), operated as desk, taken, listening(settings) as listeners:
+        _supervise(settings, handler, inbox, listeners, desk)
 
 
 def listener_options(settings: Config) -> Options:
@@ -155,7 +153,7 @@ def forking_spawn(
     inbox: signals.Inbox[Command],
     terms: Terms,
     register: Register,
-    asked: ControlSocket | None = None,
+    desk: Console | None = None,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
     or it would never report the master's death; and its copies of inbox and control socket, which are the master's."""
@@ -166,13 +164,15 @@ def forking_spawn(
         def body(report_fd: int) -> int:
             os.close(lifeline_write)
             inbox.close()
-            if asked is not None:
-                asked.close_in_child()
+            if desk is not None:
+                desk.close_in_child()
             for sibling in siblings:
                 sibling.close()
             worker = Worker(
-                Seat(start.slot, name, lifeline_read, report_fd),
-                [*listeners, asked.listener] if asked is not None else listeners,  # the last to leave removes its file
+                Seat(start.slot, name, lifeline_read, report_fd, stacks_fd),
+                [*listeners, desk.socket.listener]
+                if desk is not None
+                else listeners,  # the last to leave removes its file
                 make_stations,
                 board.quarters(berth),
                 terms,
@@ -181,7 +181,8 @@ def forking_spawn(
             )
             return worker.run()
 
-        return process.fork(body)
+        with desk.worker_pipe(start.serial) if desk is not None else contextlib.nullcontext(-1) as stacks_fd:
+            return process.fork(body)
 
     try:
         yield spawn
@@ -222,7 +223,7 @@ def _supervise(
     handler: type | None,
     inbox: signals.Inbox[Command],
     listeners: list[Listener],
-    asked: ControlSocket | None,
+    desk: Console | None,
 ) -> None:
     terms = terms_of(settings, settings.socket.backlog)
 
@@ -244,7 +245,7 @@ def _supervise(
         )
     else:
         name = settings.server.service_name
-        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register, asked)
+        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register, desk)
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
@@ -258,14 +259,12 @@ def _supervise(
             on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
             register=register,
             tally=Tally(functools.partial(register.worst, terms.limits)),
-            attendants=[asked] if asked is not None else [],
-            on_answer=asked.answer if asked is not None else lambda _asker, _ok, _reason: None,
+            attendants=[desk] if desk is not None else [],
+            on_answer=desk.socket.answer if desk is not None else lambda _asker, _ok, _reason: None,
         )
-        if asked is not None:
-            observer = Observer(settings.server.service_name, settings.pool.threads, terms, listeners, register, board)
-            asked.serve(
-                {"status": lambda _asker: {"status": observer.snapshot(pool, master.roster(), time.monotonic())}}
-            )
+        if desk is not None:
+            name = settings.server.service_name
+            desk.connect(pool, master, Observer(name, settings.pool.threads, terms, listeners, register, board))
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}

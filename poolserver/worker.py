@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from poolserver import log, process, signals
+from poolserver import log, process, signals, stacks
 from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
 from poolserver.door import Register
@@ -53,6 +53,8 @@ class Seat:
     lifeline_fd: int
     """Read end of a pipe whose write end only the master has: EOF means that it is dead."""
     report_fd: int
+    stacks_fd: int = -1
+    """Where its stacks go when somebody asks; -1: nobody can."""
 
 
 class Worker:
@@ -82,6 +84,8 @@ class Worker:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
         log.introduce(f"worker {self._seat.slot}", self._seat.name)
+        if self._seat.stacks_fd >= 0:
+            stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
         self._follow_the_master()
         _libc.mallopt(_M_ARENA_MAX, 1)
