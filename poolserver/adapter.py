@@ -14,6 +14,7 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from poolserver.failures import log_failure, log_line
@@ -22,6 +23,8 @@ LINGER_TIMEOUT = 2.0
 LINGER_BYTES = 16 * 1024 * 1024
 """Bounds of reading on after the reply, for a client that is still sending: closing with unread input sends a reset
 that destroys the reply on its way. nginx lingers for up to 30 s; a lane is dearer than an nginx connection."""
+
+MAX_PEERS_NAMED = 10
 
 _SO_MEMINFO = 55
 """asm-generic/socket.h; its first word is the memory that the receive queue takes."""
@@ -40,10 +43,6 @@ class CrewFace(Protocol):
 
     @property
     def is_leaving(self) -> bool: ...
-
-    def is_lane_thread(self) -> bool: ...
-
-    def extend(self, seconds: float) -> None: ...
 
     @property
     def here(self) -> Any: ...
@@ -70,7 +69,7 @@ class LaneServer(_Server):
     def extend(self, seconds: float) -> None:
         """In a handler: move this connection's handler deadline (``timeouts.handler``) by ``seconds``."""
         if self.crew is not None:
-            self.crew.extend(seconds)
+            self.crew.here.extend(seconds)
 
     def shutdown(self) -> None:
         """Stop the whole service. From a handler it returns at once: the handler itself is waited for."""
@@ -81,7 +80,7 @@ class LaneServer(_Server):
 
     def server_close(self) -> None:
         """As ever; in a handler refused, since it would close the listener under the other lanes."""
-        if self.crew is not None and self.crew.is_lane_thread():
+        if self.crew is not None and self.crew.here.is_lane:
             log_line(logging.ERROR, "a handler called server_close(): refused; server.shutdown() stops the service")
             return
         super().server_close()
@@ -109,6 +108,13 @@ def peer_name(client_address: Any) -> str:
     return str(client_address or "unix:unnamed")
 
 
+def peer_names(addresses: Iterable[Any]) -> str:
+    """The first few of them, and how many more there are."""
+    names = [peer_name(address) for address in addresses]
+    more = f" and {len(names) - MAX_PEERS_NAMED} more" if len(names) > MAX_PEERS_NAMED else ""
+    return ", ".join(names[:MAX_PEERS_NAMED]) + more
+
+
 def unix_peer(sock: socket.socket) -> tuple[str, int]:
     """A client address for a Unix peer, whose own is ``''``: http.server's logging, for one, wants a pair.
 
@@ -119,6 +125,20 @@ def unix_peer(sock: socket.socket) -> tuple[str, int]:
     except (OSError, AttributeError):
         return ("unix:unnamed", 0)  # a get_request of the user's gave something that is no Unix socket
     return (f"unix:uid={uid},pid={pid}", 0)
+
+
+def has_service_actions(server: socketserver.BaseServer) -> bool:
+    """Whether they do anything: to wake twice a second for nothing is what this pool is not for."""
+    return type(server).service_actions is not socketserver.BaseServer.service_actions
+
+
+def run_service_actions(servers: Iterable[socketserver.BaseServer]) -> None:
+    """They are the user's to override; serving goes on whatever they raise."""
+    for server in servers:
+        try:
+            server.service_actions()
+        except BaseException:  # noqa: BLE001
+            log_failure("service_actions failed")
 
 
 def shut(request: object) -> None:

@@ -5,14 +5,16 @@
 
 import socket
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from poolserver.adapter import RESET_ON_CLOSE
-from poolserver.admission import Admission, Limits, Reason, Verdict
+from poolserver.admission import Admission, Limits, Reason
+from poolserver.claims import Claims
 from poolserver.networks import key_text, source_of
 from poolserver.scoreboard import Outcome, Row
-from poolserver.sources import Claims, SourceTable
+from poolserver.sources import SourceTable
 
 _REFUSED = {
     Reason.PER_SOURCE: Outcome.REFUSED_PER_SOURCE,
@@ -42,11 +44,16 @@ class Register:
         return cls(Claims.create(), SourceTable.create(), SourceTable.create())
 
     def worst(self, limits: Limits, count: int) -> list[tuple[str, int]]:
-        """The sources most refused, in words, with how often."""
-        found = self.connections.worst(count) + self.datagrams.worst(count)
-        found.sort(key=lambda each: -each[1])
+        """The sources most refused, in words, with how often.
+
+        Each is named once, though it may have sent datagrams too, or have two entries from workers that raced.
+        """
+        found: Counter[bytes] = Counter()
+        for key, times in self.connections.worst(2 * count) + self.datagrams.worst(2 * count):
+            found[key] += times
         return [
-            (key_text(key, limits.source_prefix_v4, limits.source_prefix_v6), times) for key, times in found[:count]
+            (key_text(key, limits.source_prefix_v4, limits.source_prefix_v6), times)
+            for key, times in found.most_common(count)
         ]
 
 
@@ -64,7 +71,14 @@ class Door:
 
         One that is let in has its claim until ``closed``.
         """
-        verdict = self._judge(row.number, address) if is_stream else self._judge_datagram(address)
+        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
+        with self._claims.lock:
+            if is_stream:
+                verdict = self._admission.admit(source, time.monotonic_ns())
+                if verdict.is_counted:
+                    self._claims.claim(row.number, source)
+            else:
+                verdict = self._admission.admit_datagram(source, time.monotonic_ns())
         if verdict.reason is None:
             return True
         if not verdict.is_enforced:
@@ -75,22 +89,13 @@ class Door:
             self._turn_away(request)
         return False
 
+    def claimed(self, row: Row) -> int:
+        """The number of the source that the lane's connection counts for; 0 when it counts for none."""
+        return self._claims.claimed(row.number)
+
     def closed(self, row: Row) -> None:
         """The lane's connection is over: its claim is given back."""
         self._claims.give_back(row.number)
-
-    def _judge(self, lane: int, address: Any) -> Verdict:
-        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
-        with self._claims.lock:
-            verdict = self._admission.admit(source, time.monotonic_ns())
-            if verdict.is_counted:
-                self._claims.claim(lane, source)
-        return verdict
-
-    def _judge_datagram(self, address: Any) -> Verdict:
-        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
-        with self._claims.lock:
-            return self._admission.admit_datagram(source, time.monotonic_ns())
 
     def _turn_away(self, request: socket.socket) -> None:
         """By a reset, which leaves nothing in the kernel; a plain close; or a text, which one send takes whole."""

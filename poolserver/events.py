@@ -34,8 +34,20 @@ class ListenerLost:
     reason: str
 
 
-Event = WorkerReady | WorkerExited | ForkFailed | ListenerLost | Command | None
-"""None: only time has passed."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An operator asked through the control socket, and waits for the truth. ``number`` is for ``SCALE``."""
+
+    command: Command
+    asker: int
+    number: int = 0
+
+
+NOBODY = -1
+"""The asker of a command that came by signal. Others count from 0."""
+
+Event = WorkerReady | WorkerExited | ForkFailed | ListenerLost | Command | Asked | None
+"""None: only time has passed. A bare Command came by signal: nobody waits for an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +88,15 @@ class Say:
     details: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether what ``asker`` asked for has happened; if not, why."""
+
+    asker: int
+    ok: bool
+    reason: str = ""
+
+
 class Ending(enum.Enum):
     """Why the pool ended."""
 
@@ -93,4 +114,4 @@ class Finish:
     reason: str = ""
 
 
-Action = Start | Send | Announce | CloseDoor | ReopenLogs | Say | Finish
+Action = Start | Send | Announce | CloseDoor | ReopenLogs | Say | Answer | Finish

@@ -9,7 +9,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from poolserver import log, process
@@ -19,6 +19,7 @@ from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
 from poolserver.events import (
     Action,
     Announce,
+    Answer,
     CloseDoor,
     Ending,
     Event,
@@ -65,6 +66,17 @@ class WorkerHandle(Protocol):
     def end(self) -> None: ...
 
 
+class Attendant(Protocol):
+    """Something else that this loop looks after, which never waits either: the control socket."""
+
+    def interests(self) -> Mapping[int, int]: ...
+    def deadline(self) -> float: ...
+    def attend(self, ready: Collection[int], now: float) -> Sequence[Event]: ...
+
+
+OnAnswer = Callable[[int, bool, str], None]
+"""Tell an asker whether what it asked for has happened, and if not, why."""
+
 Spawn = Callable[[Start, Berth, Sequence[WorkerHandle]], WorkerHandle]
 """Start a worker in a berth; a forked child must close its copies of the siblings' descriptors.
 
@@ -87,6 +99,8 @@ class Master:
         on_close_door: Callable[[], None],
         register: Register,
         tally: Tally,
+        attendants: Sequence[Attendant] = (),
+        on_answer: OnAnswer = lambda _asker, _ok, _reason: None,
     ) -> None:
         self._pool = pool
         self._spawn = spawn
@@ -97,6 +111,8 @@ class Master:
         self._on_close_door = on_close_door
         self._register = register
         self._tally = tally
+        self._attendants = attendants
+        self._on_answer = on_answer
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
 
@@ -120,6 +136,15 @@ class Master:
         self._say_refusals(math.inf)
         _raise_for(self._finish)
 
+    def roster(self) -> dict[int, tuple[int, Berth]]:
+        """The pid and the berth of each worker that is not buried, by its serial."""
+        return {serial: (worker.pid, berth) for serial, (worker, berth) in self._workers.items()}
+
+    def signal(self, serial: int, signum: int) -> None:
+        """Signal a worker, if it is still there."""
+        if serial in self._workers:
+            self._workers[serial][0].send(signum)
+
     def _step(self, event: Event) -> None:
         for action in self._pool.step(event, time.monotonic()):
             follow_up = self._carry_out(action)
@@ -137,11 +162,17 @@ class Master:
         for serial, (worker, _) in list(self._workers.items()):
             yield from self._told_by(serial, worker)
         yield from commands
+        for attendant in self._attendants:
+            yield from attendant.attend(self._readable, time.monotonic())
 
     def _wait(self) -> None:
         poller = select.poll()
         poller.register(self._inbox.fileno(), select.POLLIN)
         deadline = min(self._pool.deadline() or math.inf, self._tally.deadline())
+        for attendant in self._attendants:
+            deadline = min(deadline, attendant.deadline())
+            for fd, events in attendant.interests().items():
+                poller.register(fd, events)
         seconds: float | None = max(0.0, deadline - time.monotonic())
         for worker, _ in self._workers.values():
             for fd in worker.descriptors():
@@ -167,7 +198,7 @@ class Master:
     def _buried(self, serial: int, worker: WorkerHandle) -> Event:
         _, berth = self._workers.pop(serial)
         self._board.release(berth)
-        self._register.claims.clear(berth.first, berth.lanes)
+        self._register.claims.clear(berth.first, berth.lanes, berth.ordinal)
         worker.close()
         if worker.status is not None and os.waitstatus_to_exitcode(worker.status) == LISTENER_LOST_STATUS:
             return ListenerLost(serial, worker.reason)
@@ -198,6 +229,8 @@ class Master:
                 log.reopen()
             case Say(level, text, details):
                 _log.log(logging.getLevelNamesMapping()[level], "%s", text, extra={"details": details})
+            case Answer(asker, ok, reason):
+                self._on_answer(asker, ok, reason)
             case Finish():
                 self._finish = action
         return None
@@ -207,7 +240,7 @@ class Master:
             berth = self._board.allot(self._threads)
         except SystemRefusedError as error:
             return ForkFailed(action.serial, str(error))
-        self._register.claims.use(self._board.rows_in_use)
+        self._register.claims.use(self._board.rows_in_use, self._board.workers_in_use)
         try:
             siblings = [worker for worker, _ in self._workers.values()]
             self._workers[action.serial] = (self._spawn(action, berth, siblings), berth)

@@ -6,11 +6,12 @@ import logging
 import os
 import select
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 from poolserver.failures import log_line
-from poolserver.lane import Station
 from poolserver.shared_socket import SharedSocket
+from poolserver.station import Station
 
 
 def mend(station: Station, error: OSError, backlog: int) -> str:
@@ -27,6 +28,13 @@ def mend(station: Station, error: OSError, backlog: int) -> str:
             return f"listener {station.server.server_address!r} was shut down and cannot listen again"
         log_line(logging.ERROR, "a listener was shut down by a handler: listening again; what was queued is lost")
     return ""
+
+
+def keep_nonblocking(listeners: Iterable[int]) -> None:
+    """Undo what a stranger did: systemd clears O_NONBLOCK for all holders at each start without NonBlocking=yes."""
+    for fd in listeners:
+        if os.get_blocking(fd):
+            os.set_blocking(fd, False)
 
 
 def _revive(sock: socket.socket, sockaddr: tuple[Any, ...] | str, backlog: int) -> bool:

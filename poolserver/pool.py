@@ -4,16 +4,18 @@ A state × event table. No operating system here: time is passed in, what is to 
 ``master.py`` carries them out. "What happens when a worker dies while it drains?" has one cell: ``_TABLE``.
 """
 
-import collections
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from poolserver.commands import Command, Order
 from poolserver.events import (
+    NOBODY,
     Action,
     Announce,
+    Answer,
+    Asked,
     CloseDoor,
     Ending,
     Event,
@@ -27,11 +29,8 @@ from poolserver.events import (
     WorkerExited,
     WorkerReady,
 )
-from poolserver.states import Happening, Policy, PoolState, Slot, Worker, WorkerState
-
-RESPAWNS_PER_SECOND = 20
-"""Replacements of workers that had been ready, for the whole pool: a poisonous request neither empties it nor burns
-the machine."""
+from poolserver.roster import Roster
+from poolserver.states import Happening, PoolState, Scaling, Slot, Worker, WorkerState
 
 DRAIN_GRACE = 1.5
 """Seconds after ``graceful`` before KILL: a worker cuts its connections at ``graceful`` itself, and says so."""
@@ -41,23 +40,19 @@ STOP_GRACE = 2.0
 
 
 @dataclass
-class Pool:
+class Pool(Roster):
     """The supervisor's mind.
 
     ``step`` is the only way to change it; ``deadline`` says when to call it next at the latest.
     """
 
-    policy: Policy
     jitter: Callable[[], float] = random.random
     state: PoolState = PoolState.STARTING
-    workers: dict[int, Worker] = field(default_factory=dict)
-    slots: list[Slot] = field(default_factory=list)
-    respawns: int = 0
     _was_ever_ready: bool = False
     _boot_failure: Finish = field(default_factory=lambda: Finish(Ending.NO_WORKER_STARTED))
     _ending: Finish = field(default_factory=lambda: Finish(Ending.ASKED))
-    _next_serial: int = 1
-    _recent: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=RESPAWNS_PER_SECOND))
+    _scaling: Scaling | None = None
+    _stop_askers: list[int] = field(default_factory=list)
     _now: float = 0.0
     _actions: list[Action] = field(default_factory=list)
     _untold: list[Action] = field(default_factory=list)  # failures at the first boot: if no worker starts, Finish tells
@@ -81,6 +76,7 @@ class Pool:
         for worker in [each for each in self.workers.values() if each.deadline <= now]:
             self._befall(worker, Happening.OVERDUE, "", "")
         self._start_due()
+        self._settle_scaling()
         self._settle()
         return self._actions
 
@@ -88,14 +84,18 @@ class Pool:
         """When ``step`` must be called again though nothing happens; None: never."""
         times = [worker.deadline for worker in self.workers.values()]
         if self._may_start:
-            times += [self._start_time(slot) for slot in self.slots if slot.due is not None]
+            times += [self.start_time(slot) for slot in self.slots]
+        if self._scaling is not None:
+            times.append(self._scaling.deadline)
         earliest = min(times, default=math.inf)
         return None if earliest == math.inf else earliest
 
     def _take(self, event: Event) -> None:
         match event:
             case Command():
-                _COMMANDS[event](self)
+                _COMMANDS[event](self, Asked(event, NOBODY))
+            case Asked():
+                _COMMANDS[event.command](self, event)
             case WorkerReady(serial):
                 self._befall(self.workers[serial], Happening.READY, "", "")
             case WorkerExited(serial, how, reason):
@@ -117,7 +117,7 @@ class Pool:
         worker.deadline = math.inf
         self._actions += self._untold
         self._untold = []
-        slot = self._slot_of(worker)
+        slot = self.slot_of(worker)
         if slot is not None:
             slot.failures = 0
 
@@ -130,8 +130,8 @@ class Pool:
 
     def _failed_to_start(self, worker: Worker, how: str, reason: str) -> None:
         """A death before it was ready: back off, for the next one will most likely fare alike."""
-        slot = self._slot_of(worker)
-        if slot is None or self._is_taken(slot):
+        slot = self.slot_of(worker)
+        if slot is None or self.is_taken(slot):
             return  # scaled away meanwhile, and perhaps back
         first, _, details = (worker.killed_for or reason or how).partition("\n")
         slot.put_off(self._now, self.jitter())
@@ -144,11 +144,11 @@ class Pool:
     def _died(self, worker: Worker, how: str, _reason: str) -> None:
         """A death after it was ready: replaced at once, up to the rate for the whole pool."""
         self._say("ERROR", f"worker {worker.slot} {how}; replacing it")
-        self._vacate(worker)
+        self.vacate(worker, self._now)
 
     def _left(self, worker: Worker, how: str, _reason: str) -> None:
         self._say("INFO", f"worker {worker.slot} {how}")
-        self._vacate(worker)
+        self.vacate(worker, self._now)
 
     def _boot_overdue(self, worker: Worker, _how: str, _reason: str) -> None:
         worker.killed_for = f"was not accepting within timeouts.boot = {self.policy.boot_timeout:g} s"
@@ -166,57 +166,81 @@ class Pool:
     def _buried(self, worker: Worker, how: str, reason: str) -> None:
         """One that we killed: if it never was ready, that is a failed start like any other."""
         if worker.was_ready or self.is_leaving:
-            self._vacate(worker)
+            self.vacate(worker, self._now)
         else:
             self._failed_to_start(worker, how, reason)
 
-    def _stop(self) -> None:
+    def _stop(self, asked: Asked) -> None:
+        self._stop_askers.append(asked.asker)
         if not self.is_leaving:
+            self._give_up_scaling("the service is stopping")
             self.state = PoolState.DRAINING
             self._say("INFO", f"stopping: open connections have {self.policy.graceful_timeout:g} s to finish")
             self._actions.append(CloseDoor())
             for worker in list(self.workers.values()):
                 self._retire(worker, Order.DRAIN)
 
-    def _stop_now(self) -> None:
-        if self.state not in (PoolState.STOPPING, PoolState.STOPPED):
+    def _stop_now(self, asked: Asked) -> None:
+        self._stop_askers.append(asked.asker)
+        if self.state is not PoolState.STOPPING:
+            self._give_up_scaling("the service is stopping")
             self.state = PoolState.STOPPING
             self._say("INFO", "stopping now: open connections are cut")
             for worker in list(self.workers.values()):
                 self._dismiss(worker)
 
-    def _more(self) -> None:
-        if self._can_scale("add"):
-            self.slots.append(Slot(len(self.slots), due=self._now))
-            self._say("INFO", f"one worker more: {len(self.slots)}")
+    def _more(self, asked: Asked) -> None:
+        self._scale(replace(asked, number=len(self.slots) + 1))
 
-    def _fewer(self) -> None:
-        if not self._can_scale("take away"):
-            return
-        if len(self.slots) == 1:
+    def _fewer(self, asked: Asked) -> None:
+        if len(self.slots) == 1 and not self._why_not_scale():
             self._say("INFO", "one worker is left, and stays")
+        else:
+            self._scale(replace(asked, number=len(self.slots) - 1))
+
+    def _scale(self, asked: Asked) -> None:
+        reason = self._why_not_scale() or ("" if asked.number >= 1 else "want at least 1 worker")
+        if reason:
+            self._refuse(asked, f"cannot scale: {reason}")
             return
-        slot = self.slots.pop()
-        self._say("INFO", f"one worker less: {len(self.slots)}")
-        for worker in [each for each in self.workers.values() if each.slot == slot.number]:
+        self._give_up_scaling(f"overtaken: {asked.number} workers were asked for meanwhile")
+        self._say("INFO", f"scaling from {len(self.slots)} to {asked.number} workers")
+        for number in range(len(self.slots), asked.number):
+            self.slots.append(Slot(number, due=self._now))
+        del self.slots[asked.number :]
+        for worker in [each for each in self.workers.values() if self.slot_of(each) is None]:
             self._retire(worker, Order.RETIRE)
+        self._scaling = Scaling(asked.asker, asked.number, self._now + self.policy.boot_timeout)
 
-    def _can_scale(self, verb: str) -> bool:
+    def _why_not_scale(self) -> str:
         if self.policy.resident:
-            self._say("WARNING", f"cannot {verb} a worker: everything runs in this one process (workers = 0)")
-        return not (self.policy.resident or self.is_leaving)
+            return "everything runs in this one process (workers = 0)"
+        return "the service is stopping" if self.is_leaving else ""
 
-    def _reopen(self) -> None:
+    def _settle_scaling(self) -> None:
+        scaling = self._scaling
+        if scaling is None:
+            return
+        if self.ready_count == scaling.number:
+            self._answer(scaling.asker)
+            self._scaling = None
+        elif self._now >= scaling.deadline:
+            self._give_up_scaling(f"{self.ready_count} of {scaling.number} workers accept by now; trying goes on")
+
+    def _give_up_scaling(self, reason: str) -> None:
+        if self._scaling is not None:
+            self._answer(self._scaling.asker, reason)
+            self._scaling = None
+
+    def _reopen(self, asked: Asked) -> None:
         self._actions.append(ReopenLogs())
         for worker in self.workers.values():
             if worker.state in (WorkerState.READY, WorkerState.RETIRING):
                 self._actions.append(Send(worker.serial, Order.REOPEN))
+        self._answer(asked.asker)
 
-    def _unsupported(self) -> None:
-        self._say(
-            "WARNING",
-            "reload and upgrade are not in this version: nothing is changed; restart to apply changes",
-        )
+    def _unsupported(self, asked: Asked) -> None:
+        self._refuse(asked, f"{asked.command.value} is not in this version; restart to apply changes")
 
     def _retire(self, worker: Worker, order: Order) -> None:
         if worker.state is WorkerState.STARTING:
@@ -241,21 +265,8 @@ class Pool:
         worker.deadline = math.inf
         self._actions.append(Send(worker.serial, Order.KILL))
 
-    def _vacate(self, worker: Worker) -> None:
-        """Its slot is free, unless a replacement is there or due already (a retiring worker shares its slot)."""
-        slot = self._slot_of(worker)
-        if slot is not None and slot.due is None and not self._is_taken(slot):
-            slot.due = self._now
-
-    def _is_taken(self, slot: Slot) -> bool:
-        serving = (WorkerState.STARTING, WorkerState.READY)
-        return any(each.slot == slot.number and each.state in serving for each in self.workers.values())
-
-    def _slot_of(self, worker: Worker) -> Slot | None:
-        return self.slots[worker.slot] if worker.slot < len(self.slots) else None
-
     def _fork_failed(self, worker: Worker, reason: str) -> None:
-        slot = self._slot_of(worker)
+        slot = self.slot_of(worker)
         if slot is not None:
             slot.failures = max(slot.failures, 1)  # trying at once would only fail again
             slot.put_off(self._now, self.jitter())
@@ -266,39 +277,20 @@ class Pool:
         if not self.is_leaving:
             self._ending = Finish(Ending.LISTENER_LOST, reason)
         self._say("CRITICAL", f"{reason}; stopping, so that whoever supervises can start afresh")
-        self._stop()
+        self._stop(Asked(Command.STOP, NOBODY))
 
     @property
     def _may_start(self) -> bool:
         """At the very first boot nothing is retried until one worker has shown that it can be done."""
         return not self.is_leaving and (self._was_ever_ready or not any(slot.failures for slot in self.slots))
 
-    def _start_time(self, slot: Slot) -> float:
-        """When this slot's worker may start: when it is due and the pool's rate allows."""
-        due = slot.due or 0.0
-        if slot.failures or len(self._recent) < RESPAWNS_PER_SECOND:
-            return due
-        return max(due, self._recent[0] + 1.0)
-
     def _start_due(self) -> None:
         for slot in self.slots:
-            if self._may_start and slot.due is not None and self._start_time(slot) <= self._now:
-                self._start(slot)
-
-    def _start(self, slot: Slot) -> None:
-        if slot.has_started:
-            self.respawns += 1
-            if not slot.failures:
-                self._recent.append(self._now)
-        slot.has_started = True
-        slot.due = None
-        worker = Worker(self._next_serial, slot.number, WorkerState.STARTING, self._now + self.policy.boot_timeout)
-        self._next_serial += 1
-        self.workers[worker.serial] = worker
-        self._actions.append(Start(worker.serial, slot.number))
+            if self._may_start and self.start_time(slot) <= self._now:
+                self._actions.append(Start(self.enlist(slot, self._now).serial, slot.number))
 
     def _settle(self) -> None:
-        if self.state is PoolState.STARTING and self._is_whole:
+        if self.state is PoolState.STARTING and self.is_whole:
             self.state = PoolState.SERVING
             self._actions.append(Announce())
         if self.workers or self.state is PoolState.STOPPED:
@@ -306,12 +298,19 @@ class Pool:
         hopeless = not self.is_leaving and not self._may_start
         if hopeless or self.is_leaving:
             self.state = PoolState.STOPPED
+            self._give_up_scaling("the service has ended")
+            for asker in self._stop_askers:
+                self._answer(asker)
             self._actions.append(self._boot_failure if hopeless else self._ending)
 
-    @property
-    def _is_whole(self) -> bool:
-        ready = {worker.slot for worker in self.workers.values() if worker.state is WorkerState.READY}
-        return len(ready) == len(self.slots)
+    def _refuse(self, asked: Asked, reason: str) -> None:
+        self._say("WARNING", reason)
+        self._answer(asked.asker, reason)
+
+    def _answer(self, asker: int, reason: str = "") -> None:
+        """``reason``: why it did not happen; empty: it did."""
+        if asker != NOBODY:
+            self._actions.append(Answer(asker, not reason, reason))
 
     def _say(self, level: str, text: str, details: str = "") -> None:
         self._actions.append(Say(level, text, details))
@@ -332,11 +331,12 @@ _TABLE: dict[tuple[WorkerState, Happening], Callable[[Pool, Worker, str, str], N
 }
 """A missing cell: nothing is to be done (a worker that retires before its ready byte was read, for one)."""
 
-_COMMANDS: dict[Command, Callable[[Pool], None]] = {
+_COMMANDS: dict[Command, Callable[[Pool, Asked], None]] = {
     Command.STOP: Pool._stop,
     Command.STOP_NOW: Pool._stop_now,
     Command.MORE: Pool._more,
     Command.FEWER: Pool._fewer,
+    Command.SCALE: Pool._scale,
     Command.REOPEN: Pool._reopen,
     Command.RELOAD: Pool._unsupported,
     Command.UPGRADE: Pool._unsupported,

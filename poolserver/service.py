@@ -12,22 +12,25 @@ from pathlib import Path
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, handlers, log, process, sections, signals
+from poolserver import config, console, handlers, log, process, signals
 from poolserver.admission import Limits
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
+from poolserver.console import Console
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
-from poolserver.lane import Station, Terms
+from poolserver.handover import Pairs
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.metrics import Observer
 from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
-from poolserver.sections import Config, Timeouts
+from poolserver.sections import Config
 from poolserver.states import Policy
+from poolserver.station import Station, Terms
 from poolserver.tally import Tally
 from poolserver.worker import Seat, Worker
 
@@ -89,8 +92,10 @@ def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool =
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    with contextlib.closing(inbox), taken, listening(settings) as listeners:
-        _supervise(settings, handler, inbox, listeners)
+    operated = console.opened(settings.control, settings.server.service_name, config.environment())
+    # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
+    with contextlib.closing(inbox), operated as desk, taken, listening(settings) as listeners:
+        _supervise(settings, handler, inbox, listeners, desk)
 
 
 def listener_options(settings: Config) -> Options:
@@ -110,14 +115,20 @@ def listener_options(settings: Config) -> Options:
     )
 
 
-def terms_of(timeouts: Timeouts, limits: sections.Limits, backlog: int, service_interval: float = 0.5) -> Terms:
+def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
     """The narrow values that a crew needs."""
+    timeouts, parking = settings.timeouts, settings.parking
     return Terms(
-        limits=Limits.parse(**limits.model_dump()),
+        limits=Limits.parse(**settings.limits.model_dump()),
         backlog=backlog,
         graceful_timeout=timeouts.graceful,
         handler_timeout=timeouts.handler,
         first_byte_timeout=timeouts.first_byte,
+        head_timeout=timeouts.head,
+        keep_alive=parking.keep_alive,
+        wait_for=parking.wait_for,
+        max_head=parking.max_head,
+        max_parked=parking.max_parked,
         service_interval=service_interval,
     )
 
@@ -142,34 +153,43 @@ def forking_spawn(
     inbox: signals.Inbox[Command],
     terms: Terms,
     register: Register,
+    desk: Console | None = None,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; and its copy of the inbox, whose messages are the master's."""
+    or it would never report the master's death; and its copies of inbox and control socket, which are the master's."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
+    pairs = Pairs.open()
 
     def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         def body(report_fd: int) -> int:
             os.close(lifeline_write)
             inbox.close()
+            if desk is not None:
+                desk.close_in_child()
             for sibling in siblings:
                 sibling.close()
             worker = Worker(
-                Seat(start.slot, name, lifeline_read, report_fd),
-                listeners,
+                Seat(start.slot, name, lifeline_read, report_fd, stacks_fd),
+                [*listeners, desk.socket.listener]
+                if desk is not None
+                else listeners,  # the last to leave removes its file
                 make_stations,
-                board.rows(berth),
+                board.quarters(berth),
                 terms,
                 register,
+                pairs,
             )
             return worker.run()
 
-        return process.fork(body)
+        with desk.worker_pipe(start.serial) if desk is not None else contextlib.nullcontext(-1) as stacks_fd:
+            return process.fork(body)
 
     try:
         yield spawn
     finally:
         os.close(lifeline_read)
         os.close(lifeline_write)
+        pairs.close()
 
 
 def resident_spawn(
@@ -186,7 +206,7 @@ def resident_spawn(
         resident = Resident()
         crew = Crew(
             make_stations(),
-            board.rows(berth),
+            board.quarters(berth),
             terms,
             register,
             on_stop_asked=resident.ask_stop,
@@ -199,14 +219,19 @@ def resident_spawn(
 
 
 def _supervise(
-    settings: Config, handler: type | None, inbox: signals.Inbox[Command], listeners: list[Listener]
+    settings: Config,
+    handler: type | None,
+    inbox: signals.Inbox[Command],
+    listeners: list[Listener],
+    desk: Console | None,
 ) -> None:
+    terms = terms_of(settings, settings.socket.backlog)
+
     def make_stations() -> list[Station]:
-        return handlers.stations(_load(settings, handler), listeners)
+        return handlers.stations(_load(settings, handler), listeners, terms)
 
     board, register = Scoreboard.create(), Register.create()
     timeouts, workers = settings.timeouts, settings.pool.worker_count
-    terms = terms_of(timeouts, settings.limits, settings.socket.backlog)
     spawning: contextlib.AbstractContextManager[Spawn]
     if workers == 0:
         spawning = contextlib.nullcontext(
@@ -220,11 +245,12 @@ def _supervise(
         )
     else:
         name = settings.server.service_name
-        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register)
+        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register, desk)
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
+        pool = Pool(policy)
         master = Master(
-            Pool(policy),
+            pool,
             spawn,
             inbox,
             board,
@@ -233,7 +259,12 @@ def _supervise(
             on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
             register=register,
             tally=Tally(functools.partial(register.worst, terms.limits)),
+            attendants=[desk] if desk is not None else [],
+            on_answer=desk.socket.answer if desk is not None else lambda _asker, _ok, _reason: None,
         )
+        if desk is not None:
+            name = settings.server.service_name
+            desk.connect(pool, master, Observer(name, settings.pool.threads, terms, listeners, register, board))
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}

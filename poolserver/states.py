@@ -52,6 +52,15 @@ class Policy:
     resident: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """An operator waits for this number of workers to accept, until ``deadline``."""
+
+    asker: int
+    number: int
+    deadline: float
+
+
 @dataclass(slots=True)
 class Worker:
     """One started worker process, from its fork to its burial."""

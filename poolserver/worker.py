@@ -12,15 +12,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from poolserver import log, process, signals
+from poolserver import log, process, signals, stacks
 from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError
-from poolserver.lane import Station, Terms
+from poolserver.handover import Pairs
 from poolserver.listener import Listener
-from poolserver.scoreboard import Row
+from poolserver.scoreboard import Quarters
 from poolserver.shared_socket import SharedSocket
+from poolserver.station import Station, Terms
 
 _log = logging.getLogger("poolserver")
 
@@ -29,6 +30,9 @@ LISTENER_LOST_STATUS = 74
 
 ORPHAN_TIMEOUT = 4.0
 """Seconds that open connections have at most when the master is dead; with the grace for cutting it stays under 5."""
+
+BURIAL_TIMEOUT = 1.0
+"""Seconds for the kernel to close a dead master's files; it needs milliseconds."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -49,6 +53,8 @@ class Seat:
     lifeline_fd: int
     """Read end of a pipe whose write end only the master has: EOF means that it is dead."""
     report_fd: int
+    stacks_fd: int = -1
+    """Where its stacks go when somebody asks; -1: nobody can."""
 
 
 class Worker:
@@ -59,22 +65,27 @@ class Worker:
         seat: Seat,
         listeners: Sequence[Listener],
         make_stations: Callable[[], list[Station]],
-        rows: Sequence[Row],
+        quarters: Quarters,
         terms: Terms,
         register: Register,
+        pairs: Pairs,
     ) -> None:
         self._seat = seat
         self._listeners = listeners
         self._make_stations = make_stations
-        self._rows = rows
+        self._quarters = quarters
         self._terms = terms
         self._register = register
+        self._pairs = pairs
         self._is_orphaned = False
+        self._master_pid = os.getppid()
 
     def run(self) -> int:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
         log.introduce(f"worker {self._seat.slot}", self._seat.name)
+        if self._seat.stacks_fd >= 0:
+            stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
         self._follow_the_master()
         _libc.mallopt(_M_ARENA_MAX, 1)
@@ -89,9 +100,10 @@ class Worker:
         self._inbox: signals.Inbox[Order] = signals.Inbox.open()
         self._crew = Crew(
             stations,
-            self._rows,
+            self._quarters,
             self._terms,
             self._register,
+            self._pairs,
             on_stop_asked=lambda: self._report(process.STOP_ASKED),
             on_released=self._close_stream_listeners,
         )
@@ -113,7 +125,8 @@ class Worker:
             elif order is Order.STOP_NOW:
                 self._crew.cut()
             else:
-                self._crew.retire(self._terms.graceful_timeout, serve_queue=order is Order.DRAIN)
+                is_end = order is Order.DRAIN
+                self._crew.retire(self._terms.graceful_timeout, serve_queue=is_end, hand_over=not is_end)
         return True
 
     def _on_orphaned(self) -> bool:
@@ -125,12 +138,27 @@ class Worker:
         return False  # EOF stays readable
 
     def _abandon(self, stations: list[Station]) -> None:
-        """What the master would have tidied up: the files of Unix sockets, when no copy of theirs is open."""
+        """What the master would have tidied up: the files of Unix sockets, when no copy of theirs is open, not even the
+        master's, which says that it dies before the kernel has closed them all."""
+        self._wait_for_burial()
         for station in stations:
             if isinstance(station.server.socket, SharedSocket):
                 station.server.socket.release()
         for listener in self._listeners:
             listener.abandon()
+
+    def _wait_for_burial(self) -> None:
+        """Its children get a new parent last. Source: Linux, do_exit."""
+        if os.getppid() != self._master_pid:
+            return
+        try:
+            pidfd = os.pidfd_open(self._master_pid)
+        except OSError:
+            return  # buried meanwhile, or no pidfds here
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(int(BURIAL_TIMEOUT * 1000))
+        os.close(pidfd)
 
     def _close_stream_listeners(self) -> None:
         for listener in self._listeners:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from poolserver.admission import ADMITTED, EXEMPT, Admission, Limits, Reason, Verdict, most_burst, parse_rate
+from poolserver.claims import Claims
 from poolserver.networks import Networks, source_of
-from poolserver.sources import ENTRIES, Claims, SourceTable
+from poolserver.sources import ENTRIES, SourceTable
 
 SECOND = 10**9
 NOW = 1_000_000 * SECOND
@@ -22,7 +23,7 @@ class Door:
     def __init__(self, **section: object) -> None:
         self.now = NOW
         self.claims = Claims.create()
-        self.claims.use(64)
+        self.claims.use(64, 1)
         self.table = SourceTable.create()
         self.datagrams = SourceTable.create()
         self.lanes = 0
@@ -73,9 +74,9 @@ def test_burst_is_one_seconds_worth_unless_given() -> None:
 def test_limits_are_off_unless_somebody_can_be_refused() -> None:
     """Exempt networks and bans alone refuse nobody."""
     assert Limits().is_off
-    assert Door(exempt=["10.0.0.0/8"], ban_after=3).admission.is_off
+    assert Door(exempt=["10.0.0.0/8"], ban_after=3).limits.is_off
     for section in ({"per_source": 1}, {"rate_per_source": "1/s"}, {"allow": ["::1"]}, {"deny": ["::1"]}):
-        assert not Door(**section).admission.is_off
+        assert not Door(**section).limits.is_off
 
 
 def test_connections_at_once_are_counted_by_source() -> None:
@@ -167,7 +168,7 @@ def test_refusals_earn_a_ban_and_bans_no_more_strikes() -> None:
     """It ends while the source still pushes, since refusals by a ban do not count towards the next."""
     door = Door(per_source=1, ban_after=2, ban_for=10.0)
     assert door.reasons("192.0.2.1", 5) == [None, *[Reason.PER_SOURCE] * 2, *[Reason.BANNED] * 2]
-    door.claims.clear(0, 64)
+    door.claims.clear(0, 64, 0)
     assert door.connect("192.0.2.1", after=9.9).reason is Reason.BANNED
     assert door.connect("192.0.2.1", after=0.2) is ADMITTED
 
@@ -332,7 +333,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.model = Model(section)
         self.limits = Limits.parse(**section)  # type: ignore[arg-type]
         self.claims = Claims.create()
-        self.claims.use(WORKERS * LANES)
+        self.claims.use(WORKERS * LANES, WORKERS)
         self.table = SourceTable.create()
         # A table and an admission for each worker, as after a fork: what they share is the memory alone.
         self.doors = [self.door() for _ in range(WORKERS)]
@@ -363,7 +364,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, WORKERS - 1))
     def die(self, worker: int) -> None:
-        self.claims.clear(worker * LANES, LANES)
+        self.claims.clear(worker * LANES, LANES, worker)
         self.doors[worker] = self.door()
         self.model.held = {place: source for place, source in self.model.held.items() if place[0] != worker}
 

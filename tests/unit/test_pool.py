@@ -11,6 +11,8 @@ from poolserver.commands import Command, Order
 from poolserver.events import (
     Action,
     Announce,
+    Answer,
+    Asked,
     CloseDoor,
     Ending,
     Event,
@@ -24,7 +26,8 @@ from poolserver.events import (
     WorkerExited,
     WorkerReady,
 )
-from poolserver.pool import DRAIN_GRACE, RESPAWNS_PER_SECOND, STOP_GRACE, Pool
+from poolserver.pool import DRAIN_GRACE, STOP_GRACE, Pool
+from poolserver.roster import RESPAWNS_PER_SECOND
 from poolserver.states import LONGEST_DELAY, Policy, PoolState, WorkerState
 
 KILLED = "was killed by SIGKILL"
@@ -324,6 +327,109 @@ def test_reopen_reaches_master_and_workers() -> None:
     assert [order for _, order in sent(actions)] == [Order.REOPEN, Order.REOPEN]
 
 
+def answers(actions: list[Action]) -> list[Answer]:
+    return [action for action in actions if isinstance(action, Answer)]
+
+
+ASKER = 7
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("command", [Command.STOP, Command.STOP_NOW])
+    def test_stop_is_answered_when_the_pool_has_ended(self, command: Command) -> None:
+        """Not before the last worker is buried; and right before the end, while there is somebody to tell it."""
+        driver = Driver(2).started()
+        assert answers(driver.step(Asked(command, ASKER))) == []
+        first, second = list(driver.pool.workers)
+        assert answers(driver.step(WorkerExited(first, "exited with code 0"))) == []
+        assert driver.step(WorkerExited(second, "exited with code 0"))[-2:] == [
+            Answer(ASKER, ok=True),
+            Finish(Ending.ASKED),
+        ]
+
+    def test_every_asker_of_a_stop_is_answered(self) -> None:
+        """Also one that comes late."""
+        driver = Driver(1).started()
+        driver.step(Asked(Command.STOP, 1))
+        driver.step(Command.STOP)
+        driver.step(Asked(Command.STOP_NOW, 2))
+        (serial,) = driver.pool.workers
+        told = answers(driver.step(WorkerExited(serial, "exited with code 0")))
+        assert told == [Answer(1, ok=True), Answer(2, ok=True)]
+
+    def test_scale_up_is_answered_when_that_many_accept(self) -> None:
+        """A fork is no worker yet."""
+        driver = Driver(1).started()
+        actions = driver.step(Asked(Command.SCALE, ASKER, 3))
+        assert [start.slot for start in starts(actions)] == [1, 2]
+        first, second = starts(actions)
+        assert answers(driver.step(WorkerReady(first.serial))) == []
+        assert answers(driver.step(WorkerReady(second.serial))) == [Answer(ASKER, ok=True)]
+
+    def test_scale_down_is_answered_at_once(self) -> None:
+        """Those who leave are told to accept no more, and may finish."""
+        driver = Driver(3).started()
+        actions = driver.step(Asked(Command.SCALE, ASKER, 1))
+        assert [order for _, order in sent(actions)] == [Order.RETIRE, Order.RETIRE]
+        assert answers(actions) == [Answer(ASKER, ok=True)]
+
+    def test_scale_to_the_present_number_is_answered_at_once(self) -> None:
+        """There is nothing to wait for."""
+        assert answers(Driver(2).started().step(Asked(Command.SCALE, ASKER, 2))) == [Answer(ASKER, ok=True)]
+
+    @pytest.mark.parametrize("number", [0, -1])
+    def test_scale_below_one_is_refused(self, number: int) -> None:
+        """A service is not scaled to nothing."""
+        driver = Driver(2).started()
+        (told,) = answers(driver.step(Asked(Command.SCALE, ASKER, number)))
+        assert not told.ok
+        assert "at least 1" in told.reason
+        assert len(driver.pool.slots) == 2
+
+    def test_scale_that_does_not_come_true_is_answered_at_the_boot_timeout(self) -> None:
+        """With how many there are; the pool goes on trying."""
+        driver = Driver(1, boot_timeout=5.0).started()
+        driver.step(Asked(Command.SCALE, ASKER, 2))
+        (told,) = answers(driver.step(after=5.0))
+        assert told == Answer(ASKER, ok=False, reason="1 of 2 workers accept by now; trying goes on")
+        assert len(driver.pool.slots) == 2
+
+    def test_scale_is_overtaken_by_the_next(self) -> None:
+        """Whoever waits for what will not happen is told so."""
+        driver = Driver(1).started()
+        driver.step(Asked(Command.SCALE, 1, 3))
+        (told,) = answers(driver.step(Asked(Command.SCALE, 2, 2)))
+        assert (told.asker, told.ok) == (1, False)
+
+    def test_scale_is_refused_while_leaving_and_by_a_resident(self) -> None:
+        """With the reason."""
+        driver = Driver(1).started()
+        driver.step(Command.STOP)
+        (told,) = answers(driver.step(Asked(Command.SCALE, ASKER, 2)))
+        assert told == Answer(ASKER, ok=False, reason="cannot scale: the service is stopping")
+        resident = Pool(Policy(1, resident=True))
+        resident.step(None, 0.0)
+        (told,) = answers(resident.step(Asked(Command.SCALE, ASKER, 2), 1.0))
+        assert "in this one process" in told.reason
+
+    def test_scale_that_waits_when_a_stop_comes_is_answered(self) -> None:
+        """It will not happen any more."""
+        driver = Driver(1).started()
+        driver.step(Asked(Command.SCALE, ASKER, 2))
+        (told,) = answers(driver.step(Command.STOP))
+        assert (told.ok, told.reason) == (False, "the service is stopping")
+
+    def test_reopen_is_answered_at_once(self) -> None:
+        """The master's own log is open by then."""
+        assert Answer(ASKER, ok=True) in Driver(1).started().step(Asked(Command.REOPEN, ASKER))
+
+    def test_signals_are_answered_to_nobody(self) -> None:
+        """Nobody waits."""
+        driver = Driver(1).started()
+        for command in (Command.REOPEN, Command.MORE, Command.FEWER, Command.RELOAD, Command.STOP):
+            assert answers(driver.step(command)) == []
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Random events against the pool's invariants."""
 
@@ -335,6 +441,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.alive: set[int] = set()
         self.starts: list[float] = []
         self.finished = False
+        self.askers: set[int] = set()
+        self.next_asker = 0
         self.apply(None)
 
     def apply(self, event: Event) -> None:
@@ -345,8 +453,11 @@ class PoolMachine(RuleBasedStateMachine):
                 self.alive.add(action.serial)
             elif isinstance(action, Send):
                 assert action.serial in self.alive, "only living workers are signalled"
+            elif isinstance(action, Answer):
+                self.askers.remove(action.asker)  # once each
             elif isinstance(action, Finish):
                 assert not self.alive, "the pool ends when every worker is buried"
+                assert not self.askers, "everybody who asked was answered before the end"
                 self.finished = True
 
     @rule(seconds=st.floats(0.001, 10), jitter=st.floats(0, 1))
@@ -376,8 +487,16 @@ class PoolMachine(RuleBasedStateMachine):
         self.apply(ListenerLost(serial, "lost") if lost and was_ready else WorkerExited(serial, KILLED))
 
     @rule(command=st.sampled_from([c for c in Command if c not in (Command.STOP, Command.STOP_NOW, Command.REAP)]))
-    def operator_asks(self, command: Command) -> None:
-        self.apply(command)
+    def operator_signals(self, command: Command) -> None:
+        if command is not Command.SCALE:
+            self.apply(command)
+
+    @rule(command=st.sampled_from([c for c in Command if c is not Command.REAP]), number=st.integers(0, 5))
+    def operator_asks(self, command: Command, number: int) -> None:
+        if command not in (Command.STOP, Command.STOP_NOW) or number == 0:
+            self.askers.add(self.next_asker)
+            self.next_asker += 1
+            self.apply(Asked(command, self.next_asker - 1, number))
 
     @rule(command=st.sampled_from([Command.STOP, Command.STOP_NOW]), seldom=st.integers(0, 9))
     def operator_stops(self, command: Command, seldom: int) -> None:
