@@ -1,5 +1,6 @@
 """The command line: options in, lines and exit codes out. The only place that prints and exits."""
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,8 +91,7 @@ def run(**given: Any) -> None:
     HANDLER is a subclass of socketserver.BaseRequestHandler, or a socketserver server class that has its own
     RequestHandlerClass. The current directory is importable. Try: poolserver run poolserver.examples.echo:EchoHandler
     """
-    loaded = _loaded(**given)
-    service.run(loaded, is_whole_process=True)
+    service.run(functools.partial(_loaded, **given), is_whole_process=True)
 
 
 @cli.command("check", epilog=_EXIT_CODES)

@@ -15,9 +15,9 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli check __init__ server service master resident worker handlers crew deadlines mending lane door wakeups
-    adapter listener tcp_info unix_path holders address shared_socket process signals log config sections values
-    admission sources networks scoreboard pool roster tally states events commands errors
+    __main__ cli check __init__ server service master resident worker generation handlers crew deadlines mending lane
+    door wakeups adapter listener tcp_info unix_path holders address shared_socket process signals log config sections
+    values admission sources networks scoreboard pool fates roster reload tally events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -54,7 +54,7 @@ IMPORT_HOMES = {
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
-PURE = {"pool": _OS, "roster": _OS, "admission": _OS}
+PURE = {"pool": _OS, "fates": _OS, "roster": _OS, "reload": _OS, "admission": _OS}
 
 MAX_FILE_LINES = 350
 MAX_BODY_LINES = 50
