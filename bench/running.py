@@ -94,7 +94,9 @@ class Running:
         self.start_seconds = 0.0
         self._command = contestant.command
         self._exit_status = contestant.exit_status
-        self._log = scratch / f"{contestant.label.replace(' ', '-')}.log"
+        name = contestant.label.replace(" ", "-")
+        self._log = scratch / f"{name}.log"
+        self._environment = clean_environment() | {"POOLSERVER_CONTROL__SOCKET": str(scratch / f"{name}.sock")}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -134,7 +136,7 @@ class Running:
             return subprocess.Popen(
                 self._command,
                 cwd=ROOT,
-                env=clean_environment(),
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

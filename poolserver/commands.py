@@ -45,6 +45,19 @@ MASTER_SIGNALS: Mapping[int, Command] = {
     signal.SIGTTOU: Command.FEWER,
 }
 
+CONTROL_COMMANDS: Mapping[str, Command] = {
+    command.value: command
+    for command in (
+        Command.STOP,
+        Command.STOP_NOW,
+        Command.RELOAD,
+        Command.UPGRADE,
+        Command.REOPEN,
+        Command.SCALE,
+    )
+}
+"""The words of the control socket."""
+
 LIBRARY_SIGNALS: Mapping[int, Command] = {
     signum: MASTER_SIGNALS[signum] for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 }

@@ -16,11 +16,11 @@ from poolserver.admission import Limits
 from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
-from poolserver.lane import Station, Terms
-from poolserver.listener import Group, Listener, Options, bind_all, close_all
+from poolserver.listener import Group, Listener, Options, bind_groups, close_all
 from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.sections import Config
 from poolserver.states import Policy
+from poolserver.station import Station, Terms
 
 _log = logging.getLogger("poolserver")
 
@@ -82,14 +82,14 @@ class Succession:
     """
 
     def __init__(self, loaded: Loaded, reread: Callable[[], Loaded], service: handlers.Service | None) -> None:
-        self.on_terms: Callable[[Terms], None] = lambda _terms: None
-        """Called with the new terms at a commit: lanes in this process take them over."""
+        self.followers: list[Callable[[], None]] = []
+        """Called at a commit: lanes in this process, and status, go on under the new terms."""
         self._reread = reread
         self._service = service
         self._number = 1
         self._next: _Draft | None = None
         self._went: list[Listener] = []
-        groups = bind_all(loaded.config.server.bind, listener_options(loaded.config))
+        groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config))
         self._present = self._drafted(loaded, groups, log.present())
 
     @property
@@ -135,7 +135,8 @@ class Succession:
         for listener in self._present.listeners:
             listener.apply_options()  # of one that stays and whose options do, nothing is touched
         self.present.use_log()
-        self.on_terms(self.present.terms)
+        for follow in self.followers:
+            follow()
         changed = ", ".join(_changed(before.loaded, self._present.loaded)) or "nothing in the configuration"
         code = "; the code is the one that was imported at the start" if self._service is not None else ""
         _log.info("reload: generation %d; changed: %s%s", self._number, changed, code)
@@ -195,7 +196,7 @@ class Succession:
         options = listener_options(settings)
         handler = _log_handler(settings.log, self.settings.log, self._present.log_handler)
         try:
-            groups = bind_all(settings.server.bind, options, self._present.groups)
+            groups = bind_groups(settings.server.bind, options, self._present.groups)
         except BaseException:
             if handler is not self._present.log_handler:
                 handler.close()
@@ -208,15 +209,16 @@ class Succession:
     def _drafted(self, loaded: Loaded, groups: Sequence[Group], log_handler: log.LineHandler) -> _Draft:
         settings = loaded.config
         listeners = [listener for group in groups for listener in group.listeners]
+        terms = terms_of(settings, settings.socket.backlog)
 
         def make_stations() -> list[Station]:
-            return handlers.stations(self._service or load(settings), listeners)
+            return handlers.stations(self._service or load(settings), listeners, terms)
 
         generation = Generation(
             settings.server.service_name,
             listeners,
             make_stations,
-            terms_of(settings.timeouts, settings.limits, settings.socket.backlog),
+            terms,
             lambda: log.use(log_handler, settings.log.level),
         )
         return _Draft(loaded, groups, log_handler, generation)
@@ -258,16 +260,20 @@ def listener_options(settings: Config) -> Options:
     )
 
 
-def terms_of(
-    timeouts: sections.Timeouts, limits: sections.Limits, backlog: int, service_interval: float = 0.5
-) -> Terms:
+def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
     """The narrow values that a crew needs."""
+    timeouts, parking = settings.timeouts, settings.parking
     return Terms(
-        limits=Limits.parse(**limits.model_dump()),
+        limits=Limits.parse(**settings.limits.model_dump()),
         backlog=backlog,
         graceful_timeout=timeouts.graceful,
         handler_timeout=timeouts.handler,
         first_byte_timeout=timeouts.first_byte,
+        head_timeout=timeouts.head,
+        keep_alive=parking.keep_alive,
+        wait_for=parking.wait_for,
+        max_head=parking.max_head,
+        max_parked=parking.max_parked,
         service_interval=service_interval,
     )
 

@@ -130,7 +130,12 @@ class Group:
     listeners: tuple[Listener, ...]
 
 
-def bind_all(urls: Sequence[str], options: Options, held: Sequence[Group] = ()) -> list[Group]:
+def bind_all(urls: Sequence[str], options: Options) -> list[Listener]:
+    """As ``bind_groups``, with nothing bound before."""
+    return [listener for group in bind_groups(urls, options) for listener in group.listeners]
+
+
+def bind_groups(urls: Sequence[str], options: Options, held: Sequence[Group] = ()) -> list[Group]:
     """Bind every URL, or none: what was bound before a failure is closed again.
 
     Args:
@@ -302,8 +307,14 @@ def set_inherited_options(sock: socket.socket, address: Address, options: Option
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(options.defer_accept))
+    defer_accept(sock, options.defer_accept)
     set_idle_timeout(sock, options.idle_timeout)
+
+
+def defer_accept(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel keep connections that have sent nothing for so long; 0 = not at all. Source: tcp(7)."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
 
 
 def set_idle_timeout(sock: socket.socket, seconds: float) -> None:

@@ -10,7 +10,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from poolserver import log, process
@@ -95,6 +95,14 @@ class _NoSuccession:
     abandon = withdraw = commit
 
 
+class Attendant(Protocol):
+    """Something else that this loop looks after, which never waits either: the control socket."""
+
+    def interests(self) -> Mapping[int, int]: ...
+    def deadline(self) -> float: ...
+    def attend(self, ready: Collection[int], now: float) -> Sequence[Event]: ...
+
+
 OnAnswer = Callable[[int, bool, str], None]
 """Tell an asker whether what it asked for has happened, and if not, why."""
 
@@ -120,6 +128,7 @@ class Master:
         register: Register,
         tally: Tally,
         succession: Succession | None = None,
+        attendants: Sequence[Attendant] = (),
         on_answer: OnAnswer = lambda _asker, _ok, _reason: None,
     ) -> None:
         self._pool = pool
@@ -131,6 +140,7 @@ class Master:
         self._register = register
         self._tally = tally
         self._succession = succession or _NoSuccession()
+        self._attendants = attendants
         self._on_answer = on_answer
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
@@ -155,6 +165,10 @@ class Master:
         self._say_refusals(math.inf)
         _raise_for(self._finish)
 
+    def roster(self) -> dict[int, tuple[int, Berth]]:
+        """The pid and the berth of each worker that is not buried, by its serial."""
+        return {serial: (worker.pid, berth) for serial, (worker, berth) in self._workers.items()}
+
     def _step(self, event: Event) -> None:
         """One event, and what follows from carrying out its actions: a fork that fails, for one."""
         events = collections.deque([event])
@@ -175,11 +189,17 @@ class Master:
         for serial, (worker, _) in list(self._workers.items()):
             yield from self._told_by(serial, worker)
         yield from commands
+        for attendant in self._attendants:
+            yield from attendant.attend(self._readable, time.monotonic())
 
     def _wait(self) -> None:
         poller = select.poll()
         poller.register(self._inbox.fileno(), select.POLLIN)
         deadline = min(self._pool.deadline() or math.inf, self._tally.deadline())
+        for attendant in self._attendants:
+            deadline = min(deadline, attendant.deadline())
+            for fd, events in attendant.interests().items():
+                poller.register(fd, events)
         seconds: float | None = max(0.0, deadline - time.monotonic())
         for worker, _ in self._workers.values():
             for fd in worker.descriptors():
@@ -205,7 +225,7 @@ class Master:
     def _buried(self, serial: int, worker: WorkerHandle) -> Event:
         _, berth = self._workers.pop(serial)
         self._board.release(berth)
-        self._register.claims.clear(berth.first, berth.lanes)
+        self._register.claims.clear(berth.first, berth.lanes, berth.ordinal)
         worker.close()
         if worker.status is not None and os.waitstatus_to_exitcode(worker.status) == LISTENER_LOST_STATUS:
             return ListenerLost(serial, worker.reason)
@@ -255,7 +275,7 @@ class Master:
             berth = self._board.allot(action.lanes)
         except SystemRefusedError as error:
             return ForkFailed(action.serial, str(error))
-        self._register.claims.use(self._board.rows_in_use)
+        self._register.claims.use(self._board.rows_in_use, self._board.workers_in_use)
         try:
             siblings = [worker for worker, _ in self._workers.values()]
             self._workers[action.serial] = (self._spawn(action, berth, siblings), berth)

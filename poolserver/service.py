@@ -7,25 +7,29 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, generation, handlers, log, process, signals
+from poolserver import config, control, generation, handlers, log, process, signals
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
+from poolserver.control import ControlSocket
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
 from poolserver.generation import Generation, Succession, policy_of
-from poolserver.lane import Terms
+from poolserver.handover import Pairs
 from poolserver.listener import Listener
 from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.metrics import Observer
 from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
+from poolserver.station import Terms
 from poolserver.tally import Tally
 from poolserver.worker import Seat, Worker
 
@@ -87,8 +91,11 @@ def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_pro
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    with contextlib.closing(inbox), taken, Succession(loaded, read, served) as succession:
-        _supervise(succession, inbox)
+    where = settings.control
+    controlled = control.opened(where.socket, settings.server.service_name, where.mode, config.environment())
+    # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
+    with contextlib.closing(inbox), controlled as asked, taken, Succession(loaded, read, served) as succession:
+        _supervise(succession, inbox, asked)
 
 
 def _loaded_here(settings: Config, handler: type | None) -> handlers.Service | None:
@@ -107,13 +114,15 @@ def forking_spawn(
     board: Scoreboard,
     inbox: signals.Inbox[Command],
     register: Register,
+    asked: ControlSocket | None = None,
     *,
     listeners: Callable[[], Iterable[Listener]] = tuple,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; its copy of the inbox, whose messages are the master's; and those of
-    ``listeners`` that its generation does not have, or their addresses would never be free."""
+    or it would never report the master's death; its copies of inbox and control socket, which are the master's; and
+    those of ``listeners`` that its generation does not have, or their addresses would never be free."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
+    pairs = Pairs.open()
 
     def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         generation = generation_of(start.generation)
@@ -121,6 +130,8 @@ def forking_spawn(
         def body(report_fd: int) -> int:
             os.close(lifeline_write)
             inbox.close()
+            if asked is not None:
+                asked.close_in_child()
             for sibling in siblings:
                 sibling.close()
             own = {listener.socket for listener in generation.listeners}
@@ -128,8 +139,8 @@ def forking_spawn(
                 if listener.socket not in own:
                     listener.socket.close()
             generation.use_log()
-            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary)
-            return Worker(seat, generation, board.rows(berth), register).run()
+            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, asked.listener if asked else None)
+            return Worker(seat, generation, board.quarters(berth), register, pairs).run()
 
         return process.fork(body)
 
@@ -138,6 +149,7 @@ def forking_spawn(
     finally:
         os.close(lifeline_read)
         os.close(lifeline_write)
+        pairs.close()
 
 
 class ResidentSpawn:
@@ -163,7 +175,7 @@ class ResidentSpawn:
         resident = Resident()
         self._crew = Crew(
             self._generation.make_stations(),
-            self._board.rows(berth),
+            self._board.quarters(berth),
             self._generation.terms,
             self._register,
             on_stop_asked=resident.ask_stop,
@@ -179,20 +191,21 @@ class ResidentSpawn:
             self._crew.door.change(terms.limits)
 
 
-def _supervise(succession: Succession, inbox: signals.Inbox[Command]) -> None:
+def _supervise(succession: Succession, inbox: signals.Inbox[Command], asked: ControlSocket | None) -> None:
     board, register = Scoreboard.create(), Register.create()
     policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
     if policy.resident:
         on_released = functools.partial(_close_streams, succession.present.listeners)
         resident = ResidentSpawn(succession.present, board, register, on_released=on_released, is_reloadable=True)
-        succession.on_terms = resident.take_over
+        succession.followers.append(lambda: resident.take_over(succession.present.terms))
         spawning = contextlib.nullcontext(resident)
     else:
-        spawning = forking_spawn(succession.of, board, inbox, register, listeners=succession.listeners)
+        spawning = forking_spawn(succession.of, board, inbox, register, asked, listeners=succession.listeners)
     with process.frozen_heap(), spawning as spawn:
+        pool = Pool(policy)
         master = Master(
-            Pool(policy),
+            pool,
             spawn,
             inbox,
             board,
@@ -201,11 +214,31 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command]) -> None:
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
+            attendants=[asked] if asked is not None else [],
+            on_answer=asked.answer if asked is not None else lambda _asker, _ok, _reason: None,
         )
+        if asked is not None:
+            observer = _observer(succession, register, board)
+            asked.serve(
+                {"status": lambda _asker: {"status": observer.snapshot(pool, master.roster(), time.monotonic())}}
+            )
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}
     _log.info("stopped: %s", ", ".join(f"{count} {name}" for name, count in totals.items()))
+
+
+def _observer(succession: Succession, register: Register, board: Scoreboard) -> Observer:
+    """What status shows, of whichever generation is the present one."""
+    first = succession.present
+    observer = Observer(first.name, succession.settings.pool.threads, first.terms, first.listeners, register, board)
+
+    def follow() -> None:
+        present = succession.present
+        observer.follow(succession.settings.pool.threads, present.terms, present.listeners)
+
+    succession.followers.append(follow)
+    return observer
 
 
 def _ready_line(succession: Succession) -> str:

@@ -24,11 +24,11 @@ class WorkerState(enum.Enum):
 
     @property
     def word(self) -> str:
-        """The same in the words of ``status``: starting, ready, hung, retiring, stopped."""
+        """The same in the words of ``status``: starting, ready, hung, retiring."""
         return _WORDS.get(self, self.value)
 
 
-_WORDS = {WorkerState.CANARY: "starting", WorkerState.STOPPING: "stopped", WorkerState.KILLED: "stopped"}
+_WORDS = {WorkerState.CANARY: "starting", WorkerState.STOPPING: "retiring", WorkerState.KILLED: "retiring"}
 
 
 class PoolState(enum.Enum):

@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poolserver import log, process, signals
@@ -18,9 +17,11 @@ from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError
 from poolserver.generation import Generation
-from poolserver.lane import Station
-from poolserver.scoreboard import Row
+from poolserver.handover import Pairs
+from poolserver.listener import Listener
+from poolserver.scoreboard import Quarters
 from poolserver.shared_socket import SharedSocket
+from poolserver.station import Station
 
 _log = logging.getLogger("poolserver")
 
@@ -29,6 +30,9 @@ LISTENER_LOST_STATUS = 74
 
 ORPHAN_TIMEOUT = 4.0
 """Seconds that open connections have at most when the master is dead; with the grace for cutting it stays under 5."""
+
+BURIAL_TIMEOUT = 1.0
+"""Seconds for the kernel to close a dead master's files; it needs milliseconds."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -50,18 +54,24 @@ class Seat:
     report_fd: int
     is_canary: bool = False
     """It boots ahead of its generation, and accepts only once it is told to."""
+    control: Listener | None = None
+    """The control socket: who leaves last when the master is dead removes its file."""
 
 
 class Worker:
     """One forked worker."""
 
-    def __init__(self, seat: Seat, generation: Generation, rows: Sequence[Row], register: Register) -> None:
+    def __init__(
+        self, seat: Seat, generation: Generation, quarters: Quarters, register: Register, pairs: Pairs
+    ) -> None:
         self._seat = seat
         self._generation = generation
         self._terms = generation.terms
-        self._rows = rows
+        self._quarters = quarters
         self._register = register
+        self._pairs = pairs
         self._is_orphaned = False
+        self._master_pid = os.getppid()
 
     def run(self) -> int:
         """Serve until told to leave. Returns the exit status."""
@@ -81,9 +91,10 @@ class Worker:
         self._inbox: signals.Inbox[Order] = signals.Inbox.open()
         self._crew = Crew(
             stations,
-            self._rows,
+            self._quarters,
             self._terms,
             self._register,
+            self._pairs,
             on_stop_asked=lambda: self._report(process.STOP_ASKED),
             on_released=self._close_stream_listeners,
         )
@@ -121,7 +132,8 @@ class Worker:
             elif order is Order.STOP_NOW:
                 self._crew.cut()
             elif order is not Order.GO:
-                self._crew.retire(self._terms.graceful_timeout, serve_queue=order is Order.DRAIN)
+                is_end = order is Order.DRAIN
+                self._crew.retire(self._terms.graceful_timeout, serve_queue=is_end, hand_over=not is_end)
         return True
 
     def _on_orphaned(self) -> bool:
@@ -133,12 +145,28 @@ class Worker:
         return False  # EOF stays readable
 
     def _abandon(self, stations: list[Station]) -> None:
-        """What the master would have tidied up: the files of Unix sockets, when no copy of theirs is open."""
+        """What the master would have tidied up: the files of Unix sockets, when no copy of theirs is open, not even the
+        master's, which says that it dies before the kernel has closed them all."""
+        self._wait_for_burial()
         for station in stations:
             if isinstance(station.server.socket, SharedSocket):
                 station.server.socket.release()
-        for listener in self._generation.listeners:
+        control = [self._seat.control] if self._seat.control is not None else []
+        for listener in [*self._generation.listeners, *control]:
             listener.abandon()
+
+    def _wait_for_burial(self) -> None:
+        """Its children get a new parent last. Source: Linux, do_exit."""
+        if os.getppid() != self._master_pid:
+            return
+        try:
+            pidfd = os.pidfd_open(self._master_pid)
+        except OSError:
+            return  # buried meanwhile, or no pidfds here
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(int(BURIAL_TIMEOUT * 1000))
+        os.close(pidfd)
 
     def _close_stream_listeners(self) -> None:
         for listener in self._generation.listeners:
