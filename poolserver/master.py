@@ -169,6 +169,11 @@ class Master:
         """The pid and the berth of each worker that is not buried, by its serial."""
         return {serial: (worker.pid, berth) for serial, (worker, berth) in self._workers.items()}
 
+    def signal(self, serial: int, signum: int) -> None:
+        """Signal a worker, if it is still there."""
+        if serial in self._workers:
+            self._workers[serial][0].send(signum)
+
     def _step(self, event: Event) -> None:
         """One event, and what follows from carrying out its actions: a fork that fails, for one."""
         events = collections.deque([event])

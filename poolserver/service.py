@@ -7,15 +7,14 @@ import contextlib
 import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, control, generation, handlers, log, process, signals
+from poolserver import config, console, generation, handlers, log, process, signals
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
-from poolserver.control import ControlSocket
+from poolserver.console import Console
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
@@ -91,11 +90,10 @@ def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_pro
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    where = settings.control
-    controlled = control.opened(where.socket, settings.server.service_name, where.mode, config.environment())
+    operated = console.opened(settings.control, settings.server.service_name, config.environment())
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
-    with contextlib.closing(inbox), controlled as asked, taken, Succession(loaded, read, served) as succession:
-        _supervise(succession, inbox, asked)
+    with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served) as succession:
+        _supervise(succession, inbox, desk)
 
 
 def _loaded_here(settings: Config, handler: type | None) -> handlers.Service | None:
@@ -114,7 +112,7 @@ def forking_spawn(
     board: Scoreboard,
     inbox: signals.Inbox[Command],
     register: Register,
-    asked: ControlSocket | None = None,
+    desk: Console | None = None,
     *,
     listeners: Callable[[], Iterable[Listener]] = tuple,
 ) -> Iterator[Spawn]:
@@ -130,8 +128,8 @@ def forking_spawn(
         def body(report_fd: int) -> int:
             os.close(lifeline_write)
             inbox.close()
-            if asked is not None:
-                asked.close_in_child()
+            if desk is not None:
+                desk.close_in_child()
             for sibling in siblings:
                 sibling.close()
             own = {listener.socket for listener in generation.listeners}
@@ -139,10 +137,12 @@ def forking_spawn(
                 if listener.socket not in own:
                     listener.socket.close()
             generation.use_log()
-            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, asked.listener if asked else None)
+            control = desk.socket.listener if desk is not None else None
+            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, control, stacks_fd)
             return Worker(seat, generation, board.quarters(berth), register, pairs).run()
 
-        return process.fork(body)
+        with desk.worker_pipe(start.serial) if desk is not None else contextlib.nullcontext(-1) as stacks_fd:
+            return process.fork(body)
 
     try:
         yield spawn
@@ -191,7 +191,7 @@ class ResidentSpawn:
             self._crew.door.change(terms.limits)
 
 
-def _supervise(succession: Succession, inbox: signals.Inbox[Command], asked: ControlSocket | None) -> None:
+def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console | None) -> None:
     board, register = Scoreboard.create(), Register.create()
     policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
@@ -201,7 +201,7 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], asked: Con
         succession.followers.append(lambda: resident.take_over(succession.present.terms))
         spawning = contextlib.nullcontext(resident)
     else:
-        spawning = forking_spawn(succession.of, board, inbox, register, asked, listeners=succession.listeners)
+        spawning = forking_spawn(succession.of, board, inbox, register, desk, listeners=succession.listeners)
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
         master = Master(
@@ -214,14 +214,11 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], asked: Con
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=[asked] if asked is not None else [],
-            on_answer=asked.answer if asked is not None else lambda _asker, _ok, _reason: None,
+            attendants=[desk] if desk is not None else [],
+            on_answer=desk.socket.answer if desk is not None else lambda _asker, _ok, _reason: None,
         )
-        if asked is not None:
-            observer = _observer(succession, register, board)
-            asked.serve(
-                {"status": lambda _asker: {"status": observer.snapshot(pool, master.roster(), time.monotonic())}}
-            )
+        if desk is not None:
+            desk.connect(pool, master, _observer(succession, register, board))
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}

@@ -11,7 +11,7 @@ import signal
 import traceback
 from dataclasses import dataclass
 
-from poolserver import log, process, signals
+from poolserver import log, process, signals, stacks
 from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
 from poolserver.door import Register
@@ -56,6 +56,8 @@ class Seat:
     """It boots ahead of its generation, and accepts only once it is told to."""
     control: Listener | None = None
     """The control socket: who leaves last when the master is dead removes its file."""
+    stacks_fd: int = -1
+    """Where its stacks go when somebody asks; -1: nobody can."""
 
 
 class Worker:
@@ -77,6 +79,8 @@ class Worker:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
         log.introduce(f"worker {self._seat.slot}", self._generation.name)
+        if self._seat.stacks_fd >= 0:
+            stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
         self._follow_the_master()
         _libc.mallopt(_M_ARENA_MAX, 1)
