@@ -61,9 +61,15 @@ class Door:
     """Runs in a worker; its lanes share it."""
 
     def __init__(self, limits: Limits, register: Register) -> None:
-        self.is_open = limits.is_off
-        self._limits = limits
+        self._register = register
         self._claims = register.claims
+        self.change(limits)
+
+    def change(self, limits: Limits) -> None:
+        """Judge by these from now on; who is in stays. Lanes that met an open door do not ask again."""
+        register = self._register
+        self.is_open = self._is_off = limits.is_off
+        self._limits = limits
         self._admission = Admission(limits, register.claims.active, register.connections, register.datagrams)
 
     def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool) -> bool:
@@ -71,6 +77,8 @@ class Door:
 
         One that is let in has its claim until ``closed``.
         """
+        if self._is_off:
+            return True  # since a reload
         source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
         with self._claims.lock:
             if is_stream:

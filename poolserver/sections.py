@@ -72,6 +72,7 @@ class Server(Section):
     name: ServiceName = ""
     # Its default is a path too, so it is anchored like a given one.
     pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
+    preload: bool = False
     chdir: AnchoredPath = ""
 
     @property
