@@ -4,15 +4,16 @@
 """
 
 import socket
-import struct
 import time
 from dataclasses import dataclass
 from typing import Any
 
+from poolserver.adapter import RESET_ON_CLOSE
 from poolserver.admission import Admission, Limits, Reason, Verdict
+from poolserver.claims import Claims
 from poolserver.networks import key_text, source_of
 from poolserver.scoreboard import Outcome, Row
-from poolserver.sources import Claims, SourceTable
+from poolserver.sources import SourceTable
 
 _REFUSED = {
     Reason.PER_SOURCE: Outcome.REFUSED_PER_SOURCE,
@@ -26,8 +27,6 @@ _WOULD = {
     Reason.DENIED: Outcome.WOULD_DENIED,
     Reason.BANNED: Outcome.WOULD_BANNED,
 }
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,10 @@ class Door:
             self._turn_away(request)
         return False
 
+    def claimed(self, row: Row) -> int:
+        """The number of the source that the lane's connection counts for; 0 when it counts for none."""
+        return self._claims.claimed(row.number)
+
     def closed(self, row: Row) -> None:
         """The lane's connection is over: its claim is given back."""
         self._claims.give_back(row.number)
@@ -99,7 +102,7 @@ class Door:
         how = self._limits.refuse_with
         try:
             if how == "rst":
-                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             elif how != "close":
                 request.send(how.encode(), socket.MSG_DONTWAIT)
                 request.shutdown(socket.SHUT_WR)

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import logging
+import math
 import os
 import socket
 import socketserver
@@ -252,9 +253,14 @@ def set_inherited_options(sock: socket.socket, address: Address, options: Option
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     if options.user_timeout:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
-    if options.defer_accept:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, max(1, int(options.defer_accept)))
+    defer_accept(sock, options.defer_accept)
     set_idle_timeout(sock, options.idle_timeout)
+
+
+def defer_accept(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel keep connections that have sent nothing for so long; 0 = not at all. Source: tcp(7)."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
 
 
 def set_idle_timeout(sock: socket.socket, seconds: float) -> None:

@@ -23,8 +23,10 @@ _PIPE_BUF = 4096
 _LOWEST_OWN_FD = 10
 """A handler that closes descriptors 0–9 must not make the next client's connection our log."""
 
-_UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-_UNSAFE_OR_NEWLINE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_UNSAFE_OR_NEWLINE = re.compile(rf"{_UNSAFE.pattern}|\n")
+"""Control characters, and what breaks lines or turns the direction of writing: no client is to move the operator's
+cursor, forge a line, or hide one."""
 
 _speaker = "poolserver"
 _handler: "LineHandler | None" = None
@@ -80,12 +82,23 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created))
         zone = time.strftime("%z", time.localtime(record.created))
-        text = _UNSAFE_OR_NEWLINE.sub(_escape, record.getMessage())
+        text = harmless_line(record.getMessage())
         line = f"{stamp}.{int(record.msecs):03d}{zone} {record.levelname} {_speaker} [{os.getpid()}]: {text}"
-        details = getattr(record, "details", "")
-        if record.exc_info:
+        details = record.exc_text or record.stack_info or getattr(record, "details", "")
+        if record.exc_info and not record.exc_text:
             details = self.formatException(record.exc_info)
-        return f"{line}\n{_UNSAFE.sub(_escape, details)}" if details else line
+        # Indented, so that no line of an exception's text can pass for one of ours.
+        return "\n  ".join([line, *harmless(str(details)).splitlines()])
+
+
+def harmless(text: str) -> str:
+    """``text`` with every character escaped that does anything but stand there, newlines apart."""
+    return _UNSAFE.sub(_escape, text)
+
+
+def harmless_line(text: str) -> str:
+    """The same, newlines too."""
+    return _UNSAFE_OR_NEWLINE.sub(_escape, text)
 
 
 def configure(level: str, path: str) -> None:

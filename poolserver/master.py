@@ -198,7 +198,7 @@ class Master:
     def _buried(self, serial: int, worker: WorkerHandle) -> Event:
         _, berth = self._workers.pop(serial)
         self._board.release(berth)
-        self._register.claims.clear(berth.first, berth.lanes)
+        self._register.claims.clear(berth.first, berth.lanes, berth.ordinal)
         worker.close()
         if worker.status is not None and os.waitstatus_to_exitcode(worker.status) == LISTENER_LOST_STATUS:
             return ListenerLost(serial, worker.reason)
@@ -240,7 +240,7 @@ class Master:
             berth = self._board.allot(self._threads)
         except SystemRefusedError as error:
             return ForkFailed(action.serial, str(error))
-        self._register.claims.use(self._board.rows_in_use)
+        self._register.claims.use(self._board.rows_in_use, self._board.workers_in_use)
         try:
             siblings = [worker for worker, _ in self._workers.values()]
             self._workers[action.serial] = (self._spawn(action, berth, siblings), berth)

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from poolserver import __version__
 from poolserver.door import Register
-from poolserver.lane import Terms
 from poolserver.listener import Listener
 from poolserver.networks import key_text, source_of
 from poolserver.pool import Pool
 from poolserver.queues import queue_of
-from poolserver.scoreboard import Berth, LaneReading, LaneState, Scoreboard
+from poolserver.scoreboard import MAX_COUNT, Berth, CrewReading, LaneReading, LaneState, Scoreboard
 from poolserver.snapshot import (
     REFUSALS,
     TIMEOUTS,
@@ -34,6 +33,7 @@ from poolserver.snapshot import (
     WorkerStatus,
 )
 from poolserver.states import PoolState, Worker, WorkerState
+from poolserver.station import Terms
 
 WORST_INTERVAL = 1.0
 """Seconds for which the list of the most refused holds: making it goes through a megabyte."""
@@ -97,6 +97,8 @@ class Observer:
             if serial in pool.workers
         ]
         workers += [_vacancy(slot.number) for slot in pool.slots if slot.failures and not pool.is_taken(slot)]
+        crews = [self.board.read_crew(berth) for _, berth in berths.values()]
+        parked = _parked(crews, now)
         workers.sort(key=lambda worker: (worker["slot"], worker["pid"] or 0))
         return Snapshot(
             name=self.name,
@@ -106,16 +108,16 @@ class Observer:
             state=_state(pool, workers),
             uptime=now - self._since,
             listeners=[_listener(listener) for listener in self.listeners],
-            pool=self._pool(pool, workers),
-            parked=ParkedStatus(new=0, between=0, oldest=None),
-            stress=False,
+            pool=self._pool(pool, workers, parked["new"] + parked["between"]),
+            parked=parked,
+            stress=any(crew.stress for crew in crews),
             workers=workers,
             totals=self._totals(pool),
             sources=self._sources(workers, now),
             last_reload=None,
         )
 
-    def _pool(self, pool: Pool, workers: Iterable[WorkerStatus]) -> PoolStatus:
+    def _pool(self, pool: Pool, workers: Iterable[WorkerStatus], parked: int) -> PoolStatus:
         states = Counter(
             "idle" if lane["state"] == "idle" else "busy"
             for worker in workers
@@ -129,7 +131,7 @@ class Observer:
             lanes=count * self.threads,
             busy=states["busy"],
             idle=states["idle"],
-            parked=0,
+            parked=parked,
         )
 
     def _worker(self, worker: Worker, pid: int, berth: Berth, now: float) -> WorkerStatus:
@@ -219,6 +221,17 @@ def _vacancy(slot: int) -> WorkerStatus:
         errors=0,
         refused=0,
         lanes=[],
+    )
+
+
+def _parked(crews: Iterable[CrewReading], now: float) -> ParkedStatus:
+    """What all workers have parked, with what they may have scribbled left out."""
+    honest = [crew for crew in crews if max(crew.new, crew.between) <= MAX_COUNT]
+    since = [crew.oldest for crew in honest if 0 < crew.oldest <= now]
+    return ParkedStatus(
+        new=sum(crew.new for crew in honest),
+        between=sum(crew.between for crew in honest),
+        oldest=now - min(since) if since else None,
     )
 
 

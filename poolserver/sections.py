@@ -17,6 +17,8 @@ from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.values import (
     MAX_BACKLOG,
     MAX_BAN_AFTER,
+    MAX_HEAD,
+    MAX_PARKED,
     MAX_SOCKET_BUFFER,
     NAME,
     AnchoredPath,
@@ -131,6 +133,7 @@ class Timeouts(Section):
 
     boot: Annotated[Duration, Field(gt=0)] = 30.0
     first_byte: Duration = 0.0
+    head: Duration = 30.0
     idle: Duration = 60.0
     handler: Duration = 0.0
     graceful: Duration = 30.0
@@ -164,6 +167,15 @@ class Limits(Section):
         return burst
 
 
+class Parking(Section):
+    """``[parking]``: which connections wait off the lanes, for what, and how many."""
+
+    wait_for: Literal["auto", "none", "data", "line", "http"] = "auto"
+    max_head: Annotated[Size, Field(ge=64, le=MAX_HEAD)] = 16384
+    max_parked: Annotated[int, Field(ge=1, le=MAX_PARKED)] = 10000
+    keep_alive: Duration = 75.0
+
+
 class Log(Section):
     """``[log]``: what is written, how, and where."""
 
@@ -189,6 +201,7 @@ class Config(BaseModel):
     pool: Pool = Pool()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
+    parking: Parking = Parking()
     log: Log = Log()
     control: Control = Control()
 

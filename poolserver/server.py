@@ -23,8 +23,7 @@ from poolserver.crew import run_in_lane
 from poolserver.door import Register
 from poolserver.errors import ConfigError
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
-from poolserver.lane import Terms
-from poolserver.listener import Listener, Options, adopt
+from poolserver.listener import Listener, Options, adopt, defer_accept
 from poolserver.master import Master, Spawn
 from poolserver.pool import Pool
 from poolserver.scoreboard import Scoreboard
@@ -32,6 +31,7 @@ from poolserver.sections import Config, Timeouts
 from poolserver.service import forking_spawn, resident_spawn, terms_of
 from poolserver.shared_socket import SharedSocket
 from poolserver.states import Policy
+from poolserver.station import Terms
 from poolserver.tally import Tally
 from poolserver.values import available_cores
 
@@ -56,13 +56,14 @@ class _Run:
 class PoolMixIn(LaneServer):
     """What the two mix-ins share: one ``serve_forever`` at a time, ``shutdown`` from anywhere, nothing left changed.
 
-    Class attributes: ``threads``, lanes in each process; ``timeouts`` and ``limits``, the keys of the configuration's
-    sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
+    Class attributes: ``threads``, lanes in each process; ``timeouts``, ``limits`` and ``parking``, the keys of the
+    configuration's sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
     """
 
     threads: int = 8
     timeouts: ClassVar[Mapping[str, object]] = {}
     limits: ClassVar[Mapping[str, object]] = {}
+    parking: ClassVar[Mapping[str, object]] = {}
     request_queue_size = 1024  # of 60 clients in 0.3 s, socketserver's 5 left some unanswered for ever
 
     _run: _Run | None = None
@@ -118,14 +119,14 @@ class PoolMixIn(LaneServer):
         elif self.crew is not None:
             self.crew.ask_stop()
             return
-        in_lane = self.crew is not None and self.crew.is_lane_thread()
+        in_lane = self.crew is not None and self.crew.here.is_lane
         if run is not None and not in_lane and threading.current_thread() is not run.thread:
             run.done.wait()
 
     def server_close(self) -> None:
         """Close the listener; while serving, stop first."""
         if self._run is not None and self._run.pid == os.getpid():
-            in_lane = self.crew is not None and self.crew.is_lane_thread()
+            in_lane = self.crew is not None and self.crew.here.is_lane
             if not in_lane and threading.current_thread() is not self._run.thread:
                 self.shutdown()
         super().server_close()
@@ -142,7 +143,7 @@ class PoolMixIn(LaneServer):
     def _serve(self, inbox: signals.Inbox[Command], poll_interval: float) -> None:
         settings = self._checked()
         timeouts = settings.timeouts
-        terms = terms_of(timeouts, settings.limits, self.request_queue_size, poll_interval)
+        terms = terms_of(settings, self.request_queue_size, poll_interval)
         options = Options(backlog=self.request_queue_size, idle_timeout=timeouts.idle)
         board, register = Scoreboard.create(), Register.create()
         with _shared(self, options) as listener:
@@ -168,7 +169,7 @@ class PoolMixIn(LaneServer):
         if pool["workers"] == 0:
             raise ConfigError("workers: must be at least 1, or auto; PreThreadMixIn serves in this process")
         refuse_wrapped(self.socket)
-        sections = {"timeouts": self.timeouts, "limits": self.limits, "pool": pool}
+        sections = {"timeouts": self.timeouts, "limits": self.limits, "parking": self.parking, "pool": pool}
         return config.from_sections(sections, type(self).__name__).config
 
     def _policy(self, timeouts: Timeouts) -> Policy:
@@ -228,7 +229,7 @@ class PreForkMixIn(PoolMixIn):
         return forking_spawn(
             type(self).__name__,
             [listener],
-            lambda: [station(self, listener)],
+            lambda: [station(self, listener, terms)],
             board,
             inbox,
             terms,
@@ -269,7 +270,7 @@ class PreThreadMixIn(PoolMixIn):
     ) -> contextlib.AbstractContextManager[Spawn]:
         return contextlib.nullcontext(
             resident_spawn(
-                lambda: [station(self, listener)],
+                lambda: [station(self, listener, terms)],
                 board,
                 terms,
                 register,
@@ -289,6 +290,8 @@ def _shared(server: PoolMixIn, options: Options) -> Iterator[Listener]:
     try:
         yield listener
     finally:
+        if listener.address.scheme == "tcp":
+            defer_accept(own, options.defer_accept)
         if isinstance(server.socket, SharedSocket):  # another one, if a handler broke the first
             server.socket.release()
         server.socket = own

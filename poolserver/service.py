@@ -12,7 +12,7 @@ from pathlib import Path
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, console, handlers, log, process, sections, signals
+from poolserver import config, console, handlers, log, process, signals
 from poolserver.admission import Limits
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
@@ -21,15 +21,16 @@ from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
-from poolserver.lane import Station, Terms
+from poolserver.handover import Pairs
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
 from poolserver.metrics import Observer
 from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
-from poolserver.sections import Config, Timeouts
+from poolserver.sections import Config
 from poolserver.states import Policy
+from poolserver.station import Station, Terms
 from poolserver.tally import Tally
 from poolserver.worker import Seat, Worker
 
@@ -114,14 +115,20 @@ def listener_options(settings: Config) -> Options:
     )
 
 
-def terms_of(timeouts: Timeouts, limits: sections.Limits, backlog: int, service_interval: float = 0.5) -> Terms:
+def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
     """The narrow values that a crew needs."""
+    timeouts, parking = settings.timeouts, settings.parking
     return Terms(
-        limits=Limits.parse(**limits.model_dump()),
+        limits=Limits.parse(**settings.limits.model_dump()),
         backlog=backlog,
         graceful_timeout=timeouts.graceful,
         handler_timeout=timeouts.handler,
         first_byte_timeout=timeouts.first_byte,
+        head_timeout=timeouts.head,
+        keep_alive=parking.keep_alive,
+        wait_for=parking.wait_for,
+        max_head=parking.max_head,
+        max_parked=parking.max_parked,
         service_interval=service_interval,
     )
 
@@ -151,6 +158,7 @@ def forking_spawn(
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
     or it would never report the master's death; and its copies of inbox and control socket, which are the master's."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
+    pairs = Pairs.open()
 
     def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         def body(report_fd: int) -> int:
@@ -166,9 +174,10 @@ def forking_spawn(
                 if desk is not None
                 else listeners,  # the last to leave removes its file
                 make_stations,
-                board.rows(berth),
+                board.quarters(berth),
                 terms,
                 register,
+                pairs,
             )
             return worker.run()
 
@@ -180,6 +189,7 @@ def forking_spawn(
     finally:
         os.close(lifeline_read)
         os.close(lifeline_write)
+        pairs.close()
 
 
 def resident_spawn(
@@ -196,7 +206,7 @@ def resident_spawn(
         resident = Resident()
         crew = Crew(
             make_stations(),
-            board.rows(berth),
+            board.quarters(berth),
             terms,
             register,
             on_stop_asked=resident.ask_stop,
@@ -215,12 +225,13 @@ def _supervise(
     listeners: list[Listener],
     desk: Console | None,
 ) -> None:
+    terms = terms_of(settings, settings.socket.backlog)
+
     def make_stations() -> list[Station]:
-        return handlers.stations(_load(settings, handler), listeners)
+        return handlers.stations(_load(settings, handler), listeners, terms)
 
     board, register = Scoreboard.create(), Register.create()
     timeouts, workers = settings.timeouts, settings.pool.worker_count
-    terms = terms_of(timeouts, settings.limits, settings.socket.backlog)
     spawning: contextlib.AbstractContextManager[Spawn]
     if workers == 0:
         spawning = contextlib.nullcontext(

@@ -1,4 +1,4 @@
-"""What is known of each source, in shared memory: connections at once, arrivals, strikes, bans, refusals.
+"""What is known of each source, in shared memory: arrivals, strikes, bans, refusals.
 
 Made before the first fork, written by every worker, read by all. No lock is held across processes, since a killed
 worker could leave it held for ever; what that costs is argued at each class. Nothing here reads a clock or a socket.
@@ -7,12 +7,8 @@ worker could leave it held for ever; what that costs is argued at each class. No
 import heapq
 import mmap
 import struct
-import threading
-from collections import Counter
-from dataclasses import dataclass, field
 
 from poolserver.networks import Source, digest_number
-from poolserver.scoreboard import MAX_LANES
 
 FARTHEST_NS = 2_147_483 * 10**9
 """How far ahead a ban or an arrival time may lie: 24 days, the longest duration of the configuration."""
@@ -21,66 +17,6 @@ _SLACK_NS = 10**9
 """How much older than another worker's a reader's clock reading may be without a doubt: it was preempted in between.
 An arrival time that is farther ahead than its rate allows, but by no more than this, is left alone: cut to what the
 older reading allows, each such reader would give credit back."""
-
-
-@dataclass(slots=True, eq=False)
-class Claims:
-    """Connections at once: one word for each lane of the pool, the digest of the source it serves, 0 for none.
-
-    Exact: a source's connections are the words that hold its digest, counted at each admission by one C call over the
-    rows in use, so there is no sum to drift, whoever dies when. A word has one writer, its lane; the master clears a
-    dead worker's words and so gives them back at once. No lock: an aligned 8-byte store is not torn. The digest is
-    keyed, so that one word, or a place astride two words, looks like another source's with a chance of 1 in 2**56.
-
-    Two lanes that count before either claims would both come in under the limit. Within a process ``lock`` forbids
-    it: hold it from ``active`` to ``claim``. It is the process's own and dies with it. Between processes nothing
-    does, so that a limit is overshot by at most one for each worker that races, at most workers - 1 in all.
-
-    Source: measured, 0.3 us over 32 lanes, 3 us over 1,024, 50 us over 16,384.
-    """
-
-    memory: mmap.mmap
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    _words: memoryview = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._words = memoryview(self.memory).cast("Q")
-
-    @classmethod
-    def create(cls) -> "Claims":
-        """Map the memory, anonymous; a last word says how many rows are in use. Runs before the fork."""
-        return cls(mmap.mmap(-1, (MAX_LANES + 1) * 8))
-
-    @property
-    def rows(self) -> int:
-        """How many lane rows, from the first, may hold a claim."""
-        return self._words[MAX_LANES]
-
-    def use(self, rows: int) -> None:
-        """Count over the first ``rows`` from now on. The master's alone: before it forks a worker into them."""
-        self._words[MAX_LANES] = rows
-
-    def active(self, source: Source) -> int:
-        """How many connections ``source`` has in the whole pool."""
-        return self.memory[: self._words[MAX_LANES] << 3].count(source.digest)
-
-    def claim(self, lane: int, source: Source) -> None:
-        """The lane serves ``source``. Only the lane itself may call it."""
-        self._words[lane] = source.number
-
-    def give_back(self, lane: int) -> None:
-        """The lane serves nobody. Only the lane itself may call it, or who replaces it."""
-        self._words[lane] = 0
-
-    def clear(self, first: int, count: int) -> None:
-        """Give back what a worker held. The master's, once the worker is dead."""
-        self.memory[first * 8 : (first + count) * 8] = bytes(count * 8)
-
-    def standing(self) -> Counter[int]:
-        """How many connections each source has, by its digest's number."""
-        counts = Counter(self._words[: self.rows].tolist())
-        del counts[0]
-        return counts
 
 
 WAYS = 8

@@ -30,6 +30,10 @@ MAX_DURATION = 2_147_483
 MAX_SOCKET_BUFFER = 2**31 - 1
 # Bytes. A refusal's text goes out in one send to an empty socket buffer, which holds it whatever the peer does.
 MAX_REFUSAL_TEXT = 1024
+# Bytes. Each look at an incomplete head peeks at all of it.
+MAX_HEAD = 2**20
+# Connections; the limit of descriptors comes first.
+MAX_PARKED = 2**20
 # A strike word of the table of sources has 20 bits for the count.
 MAX_BAN_AFTER = 1_000_000
 

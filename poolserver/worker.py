@@ -17,10 +17,11 @@ from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError
-from poolserver.lane import Station, Terms
+from poolserver.handover import Pairs
 from poolserver.listener import Listener
-from poolserver.scoreboard import Row
+from poolserver.scoreboard import Quarters
 from poolserver.shared_socket import SharedSocket
+from poolserver.station import Station, Terms
 
 _log = logging.getLogger("poolserver")
 
@@ -64,16 +65,18 @@ class Worker:
         seat: Seat,
         listeners: Sequence[Listener],
         make_stations: Callable[[], list[Station]],
-        rows: Sequence[Row],
+        quarters: Quarters,
         terms: Terms,
         register: Register,
+        pairs: Pairs,
     ) -> None:
         self._seat = seat
         self._listeners = listeners
         self._make_stations = make_stations
-        self._rows = rows
+        self._quarters = quarters
         self._terms = terms
         self._register = register
+        self._pairs = pairs
         self._is_orphaned = False
         self._master_pid = os.getppid()
 
@@ -97,9 +100,10 @@ class Worker:
         self._inbox: signals.Inbox[Order] = signals.Inbox.open()
         self._crew = Crew(
             stations,
-            self._rows,
+            self._quarters,
             self._terms,
             self._register,
+            self._pairs,
             on_stop_asked=lambda: self._report(process.STOP_ASKED),
             on_released=self._close_stream_listeners,
         )
@@ -121,7 +125,8 @@ class Worker:
             elif order is Order.STOP_NOW:
                 self._crew.cut()
             else:
-                self._crew.retire(self._terms.graceful_timeout, serve_queue=order is Order.DRAIN)
+                is_end = order is Order.DRAIN
+                self._crew.retire(self._terms.graceful_timeout, serve_queue=is_end, hand_over=not is_end)
         return True
 
     def _on_orphaned(self) -> bool:

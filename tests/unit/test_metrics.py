@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from poolserver.door import Register
 from poolserver.events import Start, WorkerExited, WorkerReady
-from poolserver.lane import Terms
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.metrics import Observer
 from poolserver.networks import source_of
@@ -20,6 +19,7 @@ from poolserver.queues import Queue, queue_of
 from poolserver.scoreboard import Berth, Outcome, Row, Scoreboard
 from poolserver.snapshot import Snapshot
 from poolserver.states import Policy
+from poolserver.station import Terms
 
 NOW = 1_000_000.0
 
