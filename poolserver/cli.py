@@ -1,6 +1,7 @@
 """The command line: options in, lines and exit codes out. The only place that prints and exits."""
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -97,8 +98,7 @@ def run(**given: Any) -> None:
     HANDLER is a subclass of socketserver.BaseRequestHandler, or a socketserver server class that has its own
     RequestHandlerClass. The current directory is importable. Try: poolserver run poolserver.examples.echo:EchoHandler
     """
-    loaded = _loaded(**given)
-    service.run(loaded, is_whole_process=True)
+    service.run(functools.partial(_loaded, **given), is_whole_process=True)
 
 
 @cli.command("check", epilog=_EXIT_CODES)

@@ -55,9 +55,15 @@ class Door:
     """Runs in a worker; its lanes share it."""
 
     def __init__(self, limits: Limits, register: Register) -> None:
+        self._register = register
+        self._claims = register.claims
+        self.change(limits)
+
+    def change(self, limits: Limits) -> None:
+        """Judge by these from now on; who is in stays. Lanes that met an open door do not ask again."""
+        register = self._register
         self.is_open = limits.is_off
         self._limits = limits
-        self._claims = register.claims
         self._admission = Admission(limits, register.claims.active, register.connections, register.datagrams)
 
     def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool) -> bool:
@@ -65,6 +71,8 @@ class Door:
 
         One that is let in has its claim until ``closed``.
         """
+        if self._admission.is_off:
+            return True  # since a reload
         verdict = self._judge(row.number, address) if is_stream else self._judge_datagram(address)
         if verdict.reason is None:
             return True

@@ -6,6 +6,7 @@ the extra ``metrics`` (prometheus-client).
 """
 
 import http.server
+import os
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from poolserver import log, process, signals
 from poolserver.errors import PoolserverError
 from poolserver.remote import PATIENCE, Server
 from poolserver.server import PreThreadHTTPServer
@@ -153,8 +155,6 @@ class MetricsHandler(http.server.BaseHTTPRequestHandler):
     """Two paths. ``/healthz`` is 200 while the service serves, 503 while it drains, is degraded, or does not answer."""
 
     server: "MetricsServer"
-    server_version = "poolserver"
-    sys_version = ""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -173,6 +173,10 @@ class MetricsHandler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def version_string(self) -> str:
+        """Who answers; not which Python."""
+        return "poolserver"
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: a line for each scrape is noise."""
@@ -206,7 +210,16 @@ class MetricsServer(PreThreadHTTPServer):
         self.source = source
 
 
-def serve(listener: socket.socket, master: socket.socket) -> None:
-    """Serve on ``listener`` until TERM, with what the server at the other end of ``master`` tells."""
+def run(name: str, master_pid: int, listener: socket.socket, master: socket.socket) -> int:
+    """The whole life of the process, from its fork: serve on ``listener`` what the other end of ``master`` tells.
+
+    Its own process group, since what a terminal sends is for the master; nothing of the service's is held open.
+    """
+    signals.reset_in_child()
+    log.introduce("metrics", name)
+    process.die_with(master_pid)
+    os.setpgid(0, 0)
+    signals.unblock_all()
     with MetricsServer(listener, Source(Server(master, Path("the master")))) as server:
         server.serve_forever()
+    return 0

@@ -44,6 +44,10 @@ class LineHandler(logging.Handler):
         self._lost = 0
         self._fd = self._open()
 
+    def fileno(self) -> int:
+        """The descriptor that it writes to."""
+        return self._fd
+
     def reopen(self) -> None:
         """Write to the file that has the path now (after a rotation). A failure keeps the old one."""
         try:
@@ -55,6 +59,20 @@ class LineHandler(logging.Handler):
             return
         old, self._fd = self._fd, fresh
         os.close(old)
+
+    def write(self, text: str) -> None:
+        """One line, or the reason why it cannot be written.
+
+        Raises:
+            OSError: the disk is full, for one.
+        """
+        record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
+        _write(self._fd, f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+
+    def close(self) -> None:
+        """Give the descriptor back: another handler has taken over."""
+        os.close(self._fd)
+        super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -101,23 +119,46 @@ def harmless_line(text: str) -> str:
     return _UNSAFE_OR_NEWLINE.sub(_escape, text)
 
 
+def opened(path: str) -> LineHandler:
+    """A handler for the file ``path``, or for standard error if it is empty.
+
+    Raises:
+        ConfigError: the file cannot be opened.
+    """
+    try:
+        handler = LineHandler(path)
+    except OSError as error:
+        raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
+    handler.setFormatter(_Formatter())
+    return handler
+
+
 def configure(level: str, path: str) -> None:
     """Send the log of this daemon to ``path``, or to standard error if it is empty.
 
     Raises:
         ConfigError: the file cannot be opened.
     """
+    use(opened(path), level)
+
+
+def present() -> LineHandler:
+    """What ``use`` was given last."""
+    assert _handler is not None
+    return _handler
+
+
+def use(handler: LineHandler, level: str) -> None:
+    """Send the log of this daemon there from now on, from this severity; the handler before it is closed."""
     global _handler
-    try:
-        handler = LineHandler(path)
-    except OSError as error:
-        raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
-    handler.setFormatter(_Formatter())
-    if _handler is not None:
-        logging.getLogger().removeHandler(_handler)
     root = logging.getLogger()  # the handlers' own loggers too: a service has one log
-    root.addHandler(handler)
     root.setLevel(level.upper())
+    if handler is _handler:
+        return
+    root.addHandler(handler)
+    if _handler is not None:
+        root.removeHandler(_handler)
+        _handler.close()
     logging.raiseExceptions = False  # a log that fails must not print about it
     _handler = handler
 
