@@ -133,9 +133,10 @@ class Console:
         ours, theirs = socket.socketpair()
 
         def body(report_fd: int) -> int:
+            log.introduce("metrics", self._name)
             process.keep_only([report_fd, listener.fileno(), theirs.fileno(), log.present().fileno()])
             exporter = importlib.import_module("poolserver.exporter")
-            return int(exporter.run(self._name, master_pid, listener, theirs))
+            return int(exporter.run(master_pid, listener, theirs))
 
         with theirs:
             try:

@@ -6,6 +6,7 @@ the extra ``metrics`` (prometheus-client).
 """
 
 import http.server
+import math
 import os
 import socket
 import threading
@@ -19,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from poolserver import log, process, signals
+from poolserver import process, signals
 from poolserver.errors import PoolserverError
 from poolserver.remote import PATIENCE, Server
 from poolserver.server import PreThreadHTTPServer
@@ -28,34 +29,31 @@ from poolserver.snapshot import Snapshot
 THREADS = 4
 """Scrapes and probes that are served at once."""
 
-FRESH = 0.05
-"""Seconds for which a snapshot answers several requests: no flood of scrapes makes the master take more than 20 a
-second."""
-
 HEALTHY = ("serving", "reloading")
 
 WORKER_STATES = ("starting", "ready", "retiring", "hung", "stopped")
 
 
 class Source:
-    """Snapshots from the master, one at a time, none older than ``FRESH``."""
+    """Snapshots from the master, one at a time: requests that wait meanwhile share the next."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._lock = threading.Lock()
-        self._taken = -FRESH
+        self._asked = -math.inf
         self._snapshot: Snapshot | None = None
 
     def __call__(self) -> Snapshot:
-        """The service now.
+        """The service, no earlier than now.
 
         Raises:
             PoolserverError: the master does not answer, or is gone.
         """
+        came = time.monotonic()
         with self._lock:
-            if self._snapshot is None or time.monotonic() >= self._taken + FRESH:
+            if self._snapshot is None or self._asked < came:
+                self._asked = time.monotonic()
                 self._snapshot = self._server.ask("status", patience=PATIENCE)["status"]
-                self._taken = time.monotonic()
             return self._snapshot
 
 
@@ -210,13 +208,12 @@ class MetricsServer(PreThreadHTTPServer):
         self.source = source
 
 
-def run(name: str, master_pid: int, listener: socket.socket, master: socket.socket) -> int:
+def run(master_pid: int, listener: socket.socket, master: socket.socket) -> int:
     """The whole life of the process, from its fork: serve on ``listener`` what the other end of ``master`` tells.
 
     Its own process group, since what a terminal sends is for the master; nothing of the service's is held open.
     """
     signals.reset_in_child()
-    log.introduce("metrics", name)
     process.die_with(master_pid)
     os.setpgid(0, 0)
     signals.unblock_all()
