@@ -23,10 +23,14 @@ _PIPE_BUF = 4096
 _LOWEST_OWN_FD = 10
 """A handler that closes descriptors 0–9 must not make the next client's connection our log."""
 
-_UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNSAFE_OR_NEWLINE = re.compile(rf"{_UNSAFE.pattern}|\n")
-"""Control characters, and what breaks lines or turns the direction of writing: no client is to move the operator's
-cursor, forge a line, or hide one."""
+"""Control characters, what breaks lines or turns the direction of writing, and lone surrogates, which no file takes: no
+client is to move the operator's cursor, forge a line, or hide one."""
+
+_MARGINAL = re.compile(r" |Traceback |(?!poolserver:)[A-Za-z_][\w.]*(:|$)")
+"""What may begin a line that is not the first of its record; a record begins with digits, an ``announce``d line with
+our name."""
 
 _speaker = "poolserver"
 _handler: "LineHandler | None" = None
@@ -105,8 +109,7 @@ class _Formatter(logging.Formatter):
         details = record.exc_text or record.stack_info or getattr(record, "details", "")
         if record.exc_info and not record.exc_text:
             details = self.formatException(record.exc_info)
-        # Indented, so that no line of an exception's text can pass for one of ours.
-        return "\n  ".join([line, *harmless(str(details)).splitlines()])
+        return "\n".join([line, *map(_below, harmless(str(details)).splitlines())])
 
 
 def harmless(text: str) -> str:
@@ -209,6 +212,12 @@ def _write(fd: int, octets: bytes) -> None:
         if not poller.poll(0):
             raise BlockingIOError
         os.write(fd, octets[start : start + _PIPE_BUF])
+
+
+def _below(line: str) -> str:
+    """A line below a log line: at the margin only what a traceback has there, so that no exception's text can pass for
+    a line of ours."""
+    return line if _MARGINAL.match(line) else f"  {line}"
 
 
 def _own_copy(fd: int) -> int:

@@ -198,8 +198,11 @@ class Row:
 
     def refuse(self, outcome: int) -> None:
         """A connection was accepted and turned away at the door."""
-        self.count(_ACCEPTED)
-        self.count(outcome)
+        words, counts = self._words, self._counts
+        counts[_ACCEPTED] += 1
+        counts[outcome] += 1
+        words[_ACCEPTED] = counts[_ACCEPTED]
+        words[outcome] = counts[outcome]
 
     def hung(self) -> None:
         """The lane does not come back."""
