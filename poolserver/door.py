@@ -13,7 +13,7 @@ from poolserver.adapter import RESET_ON_CLOSE
 from poolserver.admission import Admission, Limits, Reason
 from poolserver.claims import Claims
 from poolserver.networks import key_text, source_of
-from poolserver.scoreboard import Outcome, Row
+from poolserver.rows import Outcome, Row
 from poolserver.sources import SourceTable
 
 _REFUSED = {

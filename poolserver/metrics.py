@@ -20,7 +20,8 @@ from poolserver.networks import key_text, source_of
 from poolserver.pool import Pool
 from poolserver.queues import queue_of
 from poolserver.reload import Reload
-from poolserver.scoreboard import MAX_COUNT, Berth, CrewReading, LaneReading, LaneState, Scoreboard
+from poolserver.rows import MAX_COUNT, LaneState
+from poolserver.scoreboard import Berth, CrewReading, LaneReading, Scoreboard
 from poolserver.snapshot import (
     REFUSALS,
     TIMEOUTS,

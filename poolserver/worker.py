@@ -20,7 +20,7 @@ from poolserver.errors import ConfigError
 from poolserver.generation import Generation
 from poolserver.handover import Pairs
 from poolserver.listener import Listener
-from poolserver.scoreboard import Quarters
+from poolserver.rows import Quarters
 from poolserver.shared_socket import SharedSocket
 from poolserver.station import Station
 

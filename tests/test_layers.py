@@ -19,8 +19,8 @@ LAYERS = """
     metrics queues rendezvous remote master resident worker generation handlers crew attendant deadlines mending
     here lane handling handover park conversation shortage station door wakeups waits adapter listener tcp_info
     unix_path holders address shared_socket process inquiry stacks signals failures log config sections values
-    admission sources claims networks scoreboard pool fates roster reload tally repeats snapshot events states
-    commands errors
+    admission sources claims networks scoreboard rows pool fates roster reload tally repeats snapshot events
+    states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.

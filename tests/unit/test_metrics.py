@@ -16,7 +16,8 @@ from poolserver.metrics import Observer
 from poolserver.networks import source_of
 from poolserver.pool import Pool
 from poolserver.queues import Queue, queue_of
-from poolserver.scoreboard import Berth, Outcome, Row, Scoreboard
+from poolserver.rows import Outcome, Row
+from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.snapshot import Snapshot
 from poolserver.states import Policy
 from poolserver.station import Terms
