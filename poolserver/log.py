@@ -48,6 +48,10 @@ class LineHandler(logging.Handler):
         self._lost = 0
         self._fd = self._open()
 
+    def fileno(self) -> int:
+        """The descriptor that it writes to."""
+        return self._fd
+
     def reopen(self) -> None:
         """Write to the file that has the path now (after a rotation). A failure keeps the old one."""
         try:

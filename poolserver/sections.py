@@ -192,6 +192,12 @@ class Control(Section):
     mode: OctalMode = Mode(0o600)
 
 
+class Metrics(Section):
+    """``[metrics]``: where ``/metrics`` and ``/healthz`` are served; empty = nowhere."""
+
+    bind: Text = ""
+
+
 class Config(BaseModel):
     """A whole configuration. Immutable: a reload loads another one."""
 
@@ -205,6 +211,7 @@ class Config(BaseModel):
     parking: Parking = Parking()
     log: Log = Log()
     control: Control = Control()
+    metrics: Metrics = Metrics()
 
 
 def _fields(section: FieldInfo) -> Mapping[str, FieldInfo]:

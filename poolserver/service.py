@@ -90,7 +90,7 @@ def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_pro
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    operated = console.opened(settings.control, settings.server.service_name, config.environment())
+    operated = console.opened(settings, config.environment())
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
     with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served) as succession:
         _supervise(succession, inbox, desk)
@@ -117,8 +117,8 @@ def forking_spawn(
     listeners: Callable[[], Iterable[Listener]] = tuple,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; its copies of inbox and control socket, which are the master's; and
-    those of ``listeners`` that its generation does not have, or their addresses would never be free."""
+    or it would never report the master's death; its copies of inbox and console, which are the master's; and those
+    of ``listeners`` that its generation does not have, or their addresses would never be free."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
     pairs = Pairs.open()
 
@@ -137,8 +137,8 @@ def forking_spawn(
                 if listener.socket not in own:
                     listener.socket.close()
             generation.use_log()
-            control = desk.socket.listener if desk is not None else None
-            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, control, stacks_fd)
+            others = desk.listeners if desk is not None else ()
+            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, others, stacks_fd)
             return Worker(seat, generation, board.quarters(berth), register, pairs).run()
 
         with desk.worker_pipe(start.serial) if desk is not None else contextlib.nullcontext(-1) as stacks_fd:
@@ -191,7 +191,7 @@ class ResidentSpawn:
             self._crew.door.change(terms.limits)
 
 
-def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console | None) -> None:
+def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console) -> None:
     board, register = Scoreboard.create(), Register.create()
     policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
@@ -214,11 +214,10 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=[desk] if desk is not None else [],
-            on_answer=desk.socket.answer if desk is not None else lambda _asker, _ok, _reason: None,
+            attendants=[desk],
+            on_answer=desk.answer,
         )
-        if desk is not None:
-            desk.connect(pool, master, _observer(succession, register, board))
+        desk.connect(pool, master, _observer(succession, register, board))
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}
