@@ -108,7 +108,9 @@ class Running:
         self._command = contestant.command
         self._exit_status = contestant.exit_status
         self._max_files = contestant.max_files
-        self._log = scratch / f"{re.sub('[^0-9A-Za-z]+', '-', contestant.label)}.log"
+        name = re.sub("[^0-9A-Za-z]+", "-", contestant.label)
+        self._log = scratch / f"{name}.log"
+        self._environment = clean_environment() | {"POOLSERVER_CONTROL__SOCKET": str(scratch / f"{name}.sock")}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -153,7 +155,7 @@ class Running:
             return subprocess.Popen(
                 self._command,
                 cwd=ROOT,
-                env=clean_environment(),
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from poolserver.conversation import ParkingMixIn as ParkingMixIn
     from poolserver.errors import ConfigError as ConfigError
     from poolserver.errors import NoServerError as NoServerError
     from poolserver.errors import PoolserverError as PoolserverError
@@ -33,7 +34,7 @@ _ERRORS = ("PoolserverError", "ConfigError", "NoServerError", "SystemRefusedErro
 _HOMES = (
     {f"{pool}{kind}": "poolserver.server" for pool in ("PreFork", "PreThread") for kind in _KINDS}
     | dict.fromkeys(_ERRORS, "poolserver.errors")
-    | {"serve": "poolserver.service"}
+    | {"serve": "poolserver.service", "ParkingMixIn": "poolserver.conversation"}
 )
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - a list of names, made from where they live

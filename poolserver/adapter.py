@@ -14,19 +14,28 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-_log = logging.getLogger("poolserver")
+from poolserver.failures import log_failure, log_line
 
 LINGER_TIMEOUT = 2.0
 LINGER_BYTES = 16 * 1024 * 1024
 """Bounds of reading on after the reply, for a client that is still sending: closing with unread input sends a reset
 that destroys the reply on its way. nginx lingers for up to 30 s; a lane is dearer than an nginx connection."""
 
+MAX_PEERS_NAMED = 10
+
 _SO_MEMINFO = 55
 """asm-generic/socket.h; its first word is the memory that the receive queue takes."""
 
-_NO_INPUT = bytes(struct.calcsize("i"))
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""For SO_LINGER. Source: socket(7)."""
+
+_NOTHING = bytes(struct.calcsize("i"))
+
+_LEFT = ConnectionResetError | ConnectionAbortedError | BrokenPipeError
+"""Not ConnectionRefusedError: whoever refused was no client, but a database, say."""
 
 
 class CrewFace(Protocol):
@@ -34,10 +43,6 @@ class CrewFace(Protocol):
 
     @property
     def is_leaving(self) -> bool: ...
-
-    def is_lane_thread(self) -> bool: ...
-
-    def extend(self, seconds: float) -> None: ...
 
     @property
     def here(self) -> Any: ...
@@ -64,7 +69,7 @@ class LaneServer(_Server):
     def extend(self, seconds: float) -> None:
         """In a handler: move this connection's handler deadline (``timeouts.handler``) by ``seconds``."""
         if self.crew is not None:
-            self.crew.extend(seconds)
+            self.crew.here.extend(seconds)
 
     def shutdown(self) -> None:
         """Stop the whole service. From a handler it returns at once: the handler itself is waited for."""
@@ -75,8 +80,8 @@ class LaneServer(_Server):
 
     def server_close(self) -> None:
         """As ever; in a handler refused, since it would close the listener under the other lanes."""
-        if self.crew is not None and self.crew.is_lane_thread():
-            _log.error("a handler called server_close(): refused; server.shutdown() stops the service")
+        if self.crew is not None and self.crew.here.is_lane:
+            log_line(logging.ERROR, "a handler called server_close(): refused; server.shutdown() stops the service")
             return
         super().server_close()
 
@@ -84,14 +89,13 @@ class LaneServer(_Server):
 def log_error(client_address: Any) -> None:
     """Log the exception being handled, naming the peer.
 
-    One that a client causes by leaving is one line, no traceback.
+    One that a client causes by leaving or by its silence is one line, no traceback.
     """
     error = sys.exception()
-    # BlockingIOError is what a blocking call sees that met timeouts.idle
-    if isinstance(error, ConnectionError | TimeoutError | BlockingIOError):
-        _log.info("connection of %s ended by %s", peer_name(client_address), type(error).__name__)
+    if isinstance(error, _LEFT | TimeoutError | BlockingIOError):  # the last by a blocking call that met timeouts.idle
+        log_line(logging.INFO, "connection of %s ended by %s", peer_name(client_address), type(error).__name__)
     else:
-        _log.error("handler failed for %s", peer_name(client_address), exc_info=True)
+        log_failure("handler failed for %s", peer_name(client_address))
 
 
 def peer_name(client_address: Any) -> str:
@@ -102,6 +106,13 @@ def peer_name(client_address: Any) -> str:
             return host
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     return str(client_address or "unix:unnamed")
+
+
+def peer_names(addresses: Iterable[Any]) -> str:
+    """The first few of them, and how many more there are."""
+    names = [peer_name(address) for address in addresses]
+    more = f" and {len(names) - MAX_PEERS_NAMED} more" if len(names) > MAX_PEERS_NAMED else ""
+    return ", ".join(names[:MAX_PEERS_NAMED]) + more
 
 
 def unix_peer(sock: socket.socket) -> tuple[str, int]:
@@ -116,6 +127,20 @@ def unix_peer(sock: socket.socket) -> tuple[str, int]:
     return (f"unix:uid={uid},pid={pid}", 0)
 
 
+def has_service_actions(server: socketserver.BaseServer) -> bool:
+    """Whether they do anything: to wake twice a second for nothing is what this pool is not for."""
+    return type(server).service_actions is not socketserver.BaseServer.service_actions
+
+
+def run_service_actions(servers: Iterable[socketserver.BaseServer]) -> None:
+    """They are the user's to override; serving goes on whatever they raise."""
+    for server in servers:
+        try:
+            server.service_actions()
+        except BaseException:  # noqa: BLE001
+            log_failure("service_actions failed")
+
+
 def shut(request: object) -> None:
     """Unblock a handler by shutting its connection down under it; a datagram has none."""
     if isinstance(request, socket.socket):
@@ -123,6 +148,18 @@ def shut(request: object) -> None:
             socket.socket.shutdown(request, socket.SHUT_RDWR)  # a TLS socket's own would go on in the clear
         except OSError:
             pass  # closed or reset meanwhile: unblocked already
+
+
+def cut(request: object) -> None:
+    """``shut``, and have the kernel forget what the client has not taken, by a reset once the handler has closed: for
+    one that takes a byte now and then it would keep megabytes. A client that has taken all sees an end."""
+    if isinstance(request, socket.socket):
+        try:
+            if fcntl.ioctl(request.fileno(), termios.TIOCOUTQ, _NOTHING) != _NOTHING:
+                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        except (OSError, ValueError):
+            pass  # closed or reset meanwhile
+    shut(request)
 
 
 def _linger(sock: socket.socket) -> None:
@@ -147,9 +184,9 @@ def _has_input(sock: socket.socket) -> bool:
     Source: Linux, sock_getsockopt; ioctl(2).
     """
     try:
-        if sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4) == _NO_INPUT:
+        if sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4) == _NOTHING:
             return False
-        return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NO_INPUT) != _NO_INPUT
+        return fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NOTHING) != _NOTHING
     except (OSError, ValueError):
         return False
 

@@ -1,7 +1,7 @@
 """``poolserver check``: everything that ``run`` would need, tried without serving, and hazards worth knowing."""
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from poolserver import handlers
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError
+from poolserver.networks import Networks, source_of
 from poolserver.sections import Config
 
 
@@ -79,6 +80,22 @@ def _limit_hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
         yield "limits.per_source is off on a public address: one client can hold every lane"
     if limits.per_source >= lanes:
         yield f"limits.per_source = {limits.per_source} is not below the number of lanes, {lanes}: it shields nobody"
+    by_source = [name for name in ("per_source", "rate_per_source") if getattr(limits, name)]
+    if by_source and _sees_proxies_only(addresses, limits.exempt):
+        yield (
+            f"limits.{by_source[0]}: every listener is local, and all clients of a local proxy count as one source: "
+            "limit them there, and exempt the proxy here (limits.exempt) where it connects by TCP"
+        )
+
+
+def _sees_proxies_only(addresses: list[Address], exempt: Iterable[str]) -> bool:
+    """Whether all who connect are of this machine, and some of them are counted. Of a passed descriptor nobody can
+    tell."""
+    networks = Networks.parse(exempt)
+    streams = [address for address in addresses if address.is_stream or address.fd >= 0]
+    sources = [source_of(address.sockaddr, 32, 128) for address in streams]
+    are_local = not any(_is_public(address) or address.fd >= 0 for address in streams)
+    return are_local and any(not networks.contains(source.address, source.version) for source in sources)
 
 
 def _is_public(address: Address) -> bool:

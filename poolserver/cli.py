@@ -1,22 +1,30 @@
 """The command line: options in, lines and exit codes out. The only place that prints and exits."""
 
+import contextlib
+import functools
+import importlib
+import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from poolserver import __version__, check, service
+from poolserver import __version__, check, rendezvous, service, tables, whereabouts
 from poolserver.config import Loaded, Option, environment, load
 from poolserver.errors import ConfigError, PoolserverError, UsageError
+from poolserver.remote import PATIENCE, Server, located
+from poolserver.sections import json_schema
 
 _EXIT_CODES = """
 \b
 Exit codes:
    0  done; also after TERM, INT and QUIT
-   1  it failed while running
+   1  it failed while running, or what was asked did not happen
    2  wrong command line
+  69  no server answers at the control socket
   71  the system refused (bind, fork, permission)
   78  the configuration or the handler cannot be used
 """
@@ -90,8 +98,7 @@ def run(**given: Any) -> None:
     HANDLER is a subclass of socketserver.BaseRequestHandler, or a socketserver server class that has its own
     RequestHandlerClass. The current directory is importable. Try: poolserver run poolserver.examples.echo:EchoHandler
     """
-    loaded = _loaded(**given)
-    service.run(loaded, is_whole_process=True)
+    service.run(functools.partial(_loaded, **given), is_whole_process=True)
 
 
 @cli.command("check", epilog=_EXIT_CODES)
@@ -136,3 +143,131 @@ def _loaded(
     if not (loaded.config.server.handler or loaded.config.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute (try poolserver.examples.echo:EchoHandler)")
     return loaded
+
+
+def _asking(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which running server is asked."""
+    control = "Its control socket. Else: that of the configuration, or of the only server there is."
+    for decorate in (
+        click.option("--control", type=click.Path(path_type=Path), metavar="PATH", help=control),
+        click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="Its configuration, a TOML file."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@contextlib.contextmanager
+def _asked(control: Path | None, path: Path | None) -> Iterator[Server]:
+    """The server that is meant, for the block."""
+    with Server.at(control or _where(path)) as server:
+        yield server
+
+
+def _where(path: Path | None) -> Path:
+    environ = environment()
+    settings = load(path, environ, {}).config
+    if settings.control.socket:
+        return Path(settings.control.socket)
+    is_named = path or settings.server.name or settings.server.handler or settings.server.server_class
+    name = settings.server.service_name if is_named else ""
+    return located(rendezvous.candidates(name, environ, os.geteuid()), name)
+
+
+@cli.command(epilog=_EXIT_CODES)
+@click.option("--json", "is_json", is_flag=True, help="One JSON object.")
+@_asking
+def status(is_json: bool, **where: Any) -> None:
+    """Show how a running server is: its listeners, workers, counters, refusals."""
+    with _asked(**where) as server:
+        snapshot = server.ask("status", patience=PATIENCE)["status"]
+    click.echo(json.dumps(snapshot) if is_json else tables.status_text(snapshot))
+
+
+@cli.command("top", epilog=_EXIT_CODES)
+@_asking
+def top_command(**where: Any) -> None:
+    """Show a running server live: courses, workers, worst sources, longest conversations. q quits."""
+    try:
+        top = importlib.import_module("poolserver.top")
+    except ModuleNotFoundError as error:
+        raise PoolserverError(f"top needs {error.name}: pip install 'poolserver[top]'") from None
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise PoolserverError("top needs a terminal; `poolserver status` does not")
+    with _asked(**where) as server:
+        path = server.path
+    top.watch(lambda: _snapshot(path))
+
+
+def _snapshot(path: Path) -> Any:
+    """None while nobody answers: it may be back in a moment."""
+    try:
+        with Server.at(path) as server:
+            return server.ask("status", patience=PATIENCE)["status"]
+    except PoolserverError:
+        return None
+
+
+@cli.command(epilog=_EXIT_CODES)
+@click.option("--now", "is_now", is_flag=True, help="Cut open connections.")
+@_asking
+def stop(is_now: bool, **where: Any) -> None:
+    """Stop a running server, and wait until it is gone. Open connections have timeouts.graceful to finish."""
+    with _asked(**where) as server:
+        server.ask("stop --now" if is_now else "stop")
+        server.wait_for_end()
+        click.echo(f"{server} has stopped")
+
+
+@cli.command(epilog=_EXIT_CODES)
+@click.argument("workers", type=click.IntRange(1), metavar="N")
+@_asking
+def scale(workers: int, **where: Any) -> None:
+    """Change the number of worker processes to N, until the next reload; wait until that many accept."""
+    with _asked(**where) as server:
+        server.ask("scale", workers)
+        click.echo(f"{server}: {workers} workers accept")
+
+
+@cli.command(epilog=_EXIT_CODES)
+@_asking
+def reload(**where: Any) -> None:
+    """Apply the configuration and the handler's code as they are now; wait until the old generation has left.
+
+    Where they cannot be used nothing is changed.
+    """
+    _order("reload", "reloaded", **where)
+
+
+@cli.command(epilog=_EXIT_CODES)
+@_asking
+def upgrade(**where: Any) -> None:
+    """Start a new master on the same listeners; wait until it has taken over."""
+    _order("upgrade", "a new master has taken over", **where)
+
+
+@cli.command(epilog=_EXIT_CODES)
+@_asking
+def reopen(**where: Any) -> None:
+    """Open the log file anew, after a rotation."""
+    _order("reopen", "log reopened", **where)
+
+
+def _order(command: str, outcome: str, **where: Any) -> None:
+    with _asked(**where) as server:
+        server.ask(command)
+        click.echo(f"{server}: {outcome}")
+
+
+@cli.command(epilog=_EXIT_CODES)
+@_asking
+def stacks(**where: Any) -> None:
+    """Show where every thread of every worker is, and whom each lane serves."""
+    with _asked(**where) as server:
+        told = server.ask("stacks", patience=2 * PATIENCE)
+    click.echo(whereabouts.stacks_text(told["stacks"], told["status"]))
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors that complete and check TOML."""
+    click.echo(json.dumps(json_schema(), indent=2))

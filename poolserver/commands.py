@@ -18,6 +18,7 @@ class Command(enum.Enum):
     REOPEN = "reopen"
     MORE = "one worker more"
     FEWER = "one worker less"
+    SCALE = "scale"  # to a number of workers; no signal carries it
     REAP = "reap strangers"  # SIGCHLD, taken only as PID 1: orphans of handlers are ours to bury
 
 
@@ -27,6 +28,7 @@ class Order(enum.Enum):
     DRAIN = signal.SIGTERM  # the service stops: serve the accept queue too, finish, leave
     RETIRE = signal.SIGRTMIN  # others go on: leave the queue to them. A real-time signal, since no terminal
     # and no process group sends one by accident (SIGHUP, SIGWINCH and SIGUSR2 come that way)
+    GO = signal.SIGRTMIN + 1  # to a canary: the reload is committed, accept
     STOP_NOW = signal.SIGQUIT
     REOPEN = signal.SIGUSR1
     KILL = signal.SIGKILL
@@ -42,6 +44,19 @@ MASTER_SIGNALS: Mapping[int, Command] = {
     signal.SIGTTIN: Command.MORE,
     signal.SIGTTOU: Command.FEWER,
 }
+
+CONTROL_COMMANDS: Mapping[str, Command] = {
+    command.value: command
+    for command in (
+        Command.STOP,
+        Command.STOP_NOW,
+        Command.RELOAD,
+        Command.UPGRADE,
+        Command.REOPEN,
+        Command.SCALE,
+    )
+}
+"""The words of the control socket."""
 
 LIBRARY_SIGNALS: Mapping[int, Command] = {
     signum: MASTER_SIGNALS[signum] for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)

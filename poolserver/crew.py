@@ -8,20 +8,27 @@ import enum
 import logging
 import math
 import os
-import select
-import socketserver
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from poolserver import deadlines
-from poolserver.adapter import peer_name, shut
+from poolserver.adapter import has_service_actions, peer_names, run_service_actions, shut
+from poolserver.attendant import Attendant
 from poolserver.door import Door, Register
-from poolserver.lane import Lane, Shortage, Station, Terms
-from poolserver.mending import mend
-from poolserver.scoreboard import Outcome, Row
+from poolserver.failures import say_counted
+from poolserver.handover import Pairs, intakes
+from poolserver.here import Here
+from poolserver.lane import Lane
+from poolserver.listener import defer_accept
+from poolserver.mending import keep_nonblocking, mend
+from poolserver.park import Park, Parked
+from poolserver.scoreboard import Outcome, Quarters
 from poolserver.shared_socket import SharedSocket
+from poolserver.shortage import Shortage
 from poolserver.signals import wait_readable
+from poolserver.station import Station, Terms
 from poolserver.tcp_info import queue_length
 from poolserver.wakeups import Wakeups
 
@@ -39,8 +46,6 @@ CUT_GRACE = 0.5
 IDLE_GRACE = 1.0
 """Seconds that idle lanes have to leave; they need microseconds, unless the listener was made blocking under them."""
 
-MAX_PEERS_NAMED = 10
-
 
 class Phase(enum.Enum):
     """Where a crew is on its way out; it only moves forward."""
@@ -49,22 +54,6 @@ class Phase(enum.Enum):
     DRAINING = "draining"  # no new connections but the queue; open ones finish
     CUTTING = "cutting"  # what is open was shut down
     OVER = "over"
-
-
-class _NoLane:
-    """What a thread of the user's has, that calls a server object's hooks as a lane would."""
-
-    deadline = math.inf
-
-    def on_closing(self, request: object) -> None:
-        """Nobody's connection is being closed."""
-
-
-_NO_LANE = _NoLane()
-
-
-class _Here(threading.local):
-    lane: Lane | _NoLane = _NO_LANE
 
 
 class Crew:
@@ -76,22 +65,25 @@ class Crew:
     def __init__(
         self,
         stations: Sequence[Station],
-        rows: Sequence[Row],
+        quarters: Quarters,
         terms: Terms,
         register: Register,
+        pairs: Pairs | None = None,
         *,
         on_stop_asked: Callable[[], None],
         on_released: Callable[[], None] = lambda: None,
     ) -> None:
         self.terms = terms
         self.door = Door(terms.limits, register)
-        self.here = _Here()
+        self.here = Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
-        self.wakeups = Wakeups(self.stations, is_shared=len(rows) > 1)
+        posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
+        self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
+        self.park = Park(self.wakeups, quarters, register.claims, terms)
         self.serves_queue = False
         self.shortage = Shortage()
         self.lost_listener = ""
-        self._rows = rows
+        self._rows = quarters.lanes
         self._on_stop_asked = on_stop_asked
         self._on_released = on_released
         self._is_released = False
@@ -103,6 +95,7 @@ class Crew:
         self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
         self._lock = threading.Lock()  # between retire/cut from one thread and the watcher
         self._lanes: list[Lane] = []
+        self._attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
         self._threads: dict[Lane, threading.Thread] = {}
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
 
@@ -110,12 +103,20 @@ class Crew:
     def is_leaving(self) -> bool:
         return self._phase is not Phase.SERVING
 
-    def is_lane_thread(self) -> bool:
-        return self.here.lane is not _NO_LANE
+    @property
+    def has_parked(self) -> bool:
+        left = self.park or self.wakeups.has_passed_on or self._attendant.unsent
+        return self._phase is Phase.DRAINING and bool(left)
 
-    def extend(self, seconds: float) -> None:
-        """Move the handler deadline of the connection that the calling lane has."""
-        self.here.lane.deadline += seconds
+    def watch_closely(self) -> None:
+        """A lane takes a connection while others are parked: have it noticed soon if every lane is busy."""
+        if not self._attendant.is_close:
+            self._attendant.is_close = True
+            self._wake()
+
+    def hand_over(self, parked: Parked) -> bool:
+        """Let another worker go on with what no handler has any more."""
+        return self._attendant.hand_over(parked)
 
     def ask_stop(self) -> None:
         """A handler, or a thread that it started, called ``server.shutdown()``."""
@@ -135,17 +136,21 @@ class Crew:
         """Start the lanes. From here on this process has threads, and must not fork."""
         self.wakeups.open()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # Only where it is overridden: to wake twice a second for nothing is what this pool is not for.
-        if any(_has_service_actions(station) for station in self.stations.values()):
+        if any(has_service_actions(station.server) for station in self.stations.values()):
             self._next_service = time.monotonic() + self.terms.service_interval
         for station in self.stations.values():
             station.server.crew = self
+            if station.is_tcp:  # by each worker: only it knows its handler, and a reload may bring another
+                defer_accept(station.server.socket, station.defer_accept)
         for number, row in enumerate(self._rows):
             self._lanes.append(Lane(number, self, row))
             self._start_thread(self._lanes[-1])
 
-    def retire(self, within: float, *, serve_queue: bool) -> None:
-        """Take no new connections but, if asked, the queued; give open ones ``within`` seconds, then cut them."""
+    def retire(self, within: float, *, serve_queue: bool, hand_over: bool = False) -> None:
+        """Take no new connections but, if asked, the queued; give open ones ``within`` seconds, then cut them.
+
+        ``hand_over``: other workers go on, and shall have those that are parked.
+        """
         with self._lock:
             if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
                 for station in self.stations.values():
@@ -154,6 +159,7 @@ class Crew:
             else:
                 self.serves_queue = False
             if self._phase is Phase.SERVING:
+                self._attendant.drain(time.monotonic(), hand_over=hand_over)
                 self._enter(Phase.DRAINING, within)
                 self._idle_ends = time.monotonic() + IDLE_GRACE
             self._phase_ends = min(self._phase_ends, time.monotonic() + within)
@@ -186,9 +192,7 @@ class Crew:
         ``others`` maps further descriptors to what to do when one is readable; False: it is not watched any more.
         """
         calls = dict(others or {})
-        poller = select.poll()
-        for fd in [self._wake_fd, *calls]:
-            poller.register(fd, select.POLLIN)
+        poller = self.wakeups.poller([self._wake_fd, *calls])
         while self._phase is not Phase.OVER:
             for fd in wait_readable(poller, max(0.0, self._deadline() - time.monotonic())):
                 if fd == self._wake_fd:
@@ -196,6 +200,7 @@ class Crew:
                 elif not calls[fd]():
                     poller.unregister(fd)
             self._look(time.monotonic())
+        say_counted(is_last=True)
 
     def watch_beside(self, on_over: Callable[[], None]) -> threading.Thread:
         """Watch from a thread of our own, for a process whose main loop is another's; ``on_over`` is its last call."""
@@ -234,37 +239,38 @@ class Crew:
                 self._drain(alive, now)
             elif now >= self._phase_ends:
                 self._give_up(alive)
+        self._attendant.look(now)
         if now >= self._next_deadlines:
             self._next_deadlines = now + deadlines.LOOK_INTERVAL
             deadlines.enforce(self._threads, now)
         if now >= self._next_service:
             self._next_service = now + self.terms.service_interval
-            self._run_service_actions()
+            run_service_actions(station.server for station in self.stations.values())
 
     def _deadline(self) -> float:
+        common = min(self._next_service, self._next_deadlines, self._attendant.deadline())
         if self._phase is Phase.SERVING:
-            return min(self._next_tick, self._next_service, self._next_deadlines)
+            return min(self._next_tick, common)
         next_drain_look = math.inf if self._is_released else time.monotonic() + DRAIN_LOOK
-        own = (self._phase_ends, self._idle_ends, next_drain_look)
-        return min(*own, self._next_service, self._next_deadlines)
+        return min(self._phase_ends, self._idle_ends, next_drain_look, common)
 
     def _tick(self, now: float) -> None:
         if now < self._next_tick:
             return
         self._next_tick = now + TICK
         self.shortage.settle(now)
+        self._attendant.tick()
+        say_counted()
         self.wakeups.look_at_all()
         for lane in list(self._lanes):
             if lane not in self._present:
                 _log.error("lane %d died; replacing it", lane.number)
                 self._replace(lane)
-        for station in self.stations.values():
-            if os.get_blocking(station.fd):
-                # systemd clears O_NONBLOCK for all holders at each start without NonBlocking=yes
-                os.set_blocking(station.fd, False)
+        keep_nonblocking(self.stations)
 
     def _drain(self, alive: list[Lane], now: float) -> None:
-        if all(lane.request is not None for lane in alive) and not (self.serves_queue and self._has_queue()):
+        accepting = [lane for lane in alive if lane.is_accepting and lane.request is None]
+        if not accepting and not (self.serves_queue and self._has_queue()):
             self.release_streams()
         if now >= self._phase_ends:
             self.serves_queue = False
@@ -272,7 +278,8 @@ class Crew:
             self._cut_open()
         elif now >= self._idle_ends:
             self._idle_ends = now + IDLE_GRACE
-            if all(lane.request is None for lane in alive) and not (self.serves_queue and self._has_queue()):
+            is_idle = all(lane.request is None for lane in alive) and not self.has_parked
+            if is_idle and not (self.serves_queue and self._has_queue()):
                 self._phase = Phase.OVER  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
 
     def _has_queue(self) -> bool:
@@ -280,17 +287,19 @@ class Crew:
         return bool(self.wakeups.poller(streams).poll(0))
 
     def _cut_open(self) -> None:
+        self._attendant.cut()
         busy = [lane for lane in self._lanes if lane.request is not None]
         for lane in busy:
             lane.end_as(lane.request, Outcome.CUT)
             shut(lane.request)
         if busy:
-            _log.warning("cut %d open: %s", len(busy), _names(busy))
+            _log.warning("cut %d open: %s", len(busy), peer_names(lane.address for lane in busy))
 
     def _give_up(self, alive: list[Lane]) -> None:
         busy = [lane for lane in alive if lane.request is not None]
         if busy:
-            _log.warning("left %d handler(s) that did not come back: %s", len(busy), _names(busy))
+            names = peer_names(lane.address for lane in busy)
+            _log.warning("left %d handler(s) that did not come back: %s", len(busy), names)
         self._phase = Phase.OVER
 
     def _enter(self, phase: Phase, seconds: float) -> None:
@@ -325,22 +334,6 @@ class Crew:
         successor = Lane(lane.number, self, self._rows[lane.number])
         self._lanes[lane.number] = successor
         self._start_thread(successor)
-
-    def _run_service_actions(self) -> None:
-        for station in self.stations.values():
-            try:
-                station.server.service_actions()
-            except BaseException:  # noqa: BLE001 - the user's to override; serving goes on
-                _log.error("service_actions failed", exc_info=True)
-
-
-def _has_service_actions(station: Station) -> bool:
-    return type(station.server).service_actions is not socketserver.BaseServer.service_actions
-
-
-def _names(lanes: Sequence[Lane]) -> str:
-    more = f" and {len(lanes) - MAX_PEERS_NAMED} more" if len(lanes) > MAX_PEERS_NAMED else ""
-    return ", ".join(peer_name(lane.address) for lane in lanes[:MAX_PEERS_NAMED]) + more
 
 
 def run_in_lane(request: Callable[[], None]) -> None:

@@ -8,14 +8,12 @@ import logging
 import math
 import sys
 import threading
-import traceback
 from collections.abc import Mapping
 
-from poolserver.adapter import peer_name, shut
+from poolserver.adapter import cut, peer_name
+from poolserver.failures import log_line, log_stack
 from poolserver.lane import Lane
 from poolserver.scoreboard import Outcome
-
-_log = logging.getLogger("poolserver")
 
 HANG_GRACE = 5.0
 """Seconds that a handler has to come back once its connection was shut down under it."""
@@ -39,23 +37,19 @@ def enforce(threads: Mapping[Lane, threading.Thread], now: float) -> None:
 def _cut(lane: Lane, thread: threading.Thread, request: object, address: object, now: float) -> None:
     lane.deadline = now + HANG_GRACE
     lane.end_as(request, Outcome.TIMEOUT_HANDLER)
-    text = f"lane {lane.number}: {peer_name(address)} reached timeouts.handler; its connection is shut down"
-    _log.warning("%s", text, extra={"details": _stack(thread)})
-    shut(request)
+    frame = sys._current_frames().get(thread.ident or 0)
+    text = "lane %d: %s reached timeouts.handler; its connection is shut down"
+    log_stack(logging.WARNING, frame, text, lane.number, peer_name(address))
+    cut(request)
 
 
 def _say_hung(lane: Lane, address: object) -> None:
     lane.deadline = math.inf
     lane.mark_hung()
-    _log.error(
+    log_line(
+        logging.ERROR,
         "lane %d hangs: the handler of %s has not come back %g s after its connection was shut down",
         lane.number,
         peer_name(address),
         HANG_GRACE,
     )
-
-
-def _stack(thread: threading.Thread) -> str:
-    """Where the lane is, innermost call last. Source: sys._current_frames."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    return "".join(traceback.format_stack(frame)) if frame is not None else ""

@@ -4,16 +4,17 @@
 """
 
 import socket
-import struct
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from poolserver.adapter import RESET_ON_CLOSE
 from poolserver.admission import Admission, Limits, Reason
+from poolserver.claims import Claims
 from poolserver.networks import key_text, source_of
 from poolserver.scoreboard import Outcome, Row
-from poolserver.sources import Claims, SourceTable
+from poolserver.sources import SourceTable
 
 _REFUSED = {
     Reason.PER_SOURCE: Outcome.REFUSED_PER_SOURCE,
@@ -27,8 +28,6 @@ _WOULD = {
     Reason.DENIED: Outcome.WOULD_DENIED,
     Reason.BANNED: Outcome.WOULD_BANNED,
 }
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,15 @@ class Door:
     """Runs in a worker; its lanes share it."""
 
     def __init__(self, limits: Limits, register: Register) -> None:
-        self.is_open = limits.is_off
-        self._limits = limits
+        self._register = register
         self._claims = register.claims
+        self.change(limits)
+
+    def change(self, limits: Limits) -> None:
+        """Judge by these from now on; who is in stays. Lanes that met an open door do not ask again."""
+        register = self._register
+        self.is_open = self._is_off = limits.is_off
+        self._limits = limits
         self._admission = Admission(limits, register.claims.active, register.connections, register.datagrams)
 
     def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool) -> bool:
@@ -72,6 +77,8 @@ class Door:
 
         One that is let in has its claim until ``closed``.
         """
+        if self._is_off:
+            return True  # since a reload
         source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
         with self._claims.lock:
             if is_stream:
@@ -90,6 +97,10 @@ class Door:
             self._turn_away(request)
         return False
 
+    def claimed(self, row: Row) -> int:
+        """The number of the source that the lane's connection counts for; 0 when it counts for none."""
+        return self._claims.claimed(row.number)
+
     def closed(self, row: Row) -> None:
         """The lane's connection is over: its claim is given back."""
         self._claims.give_back(row.number)
@@ -99,7 +110,7 @@ class Door:
         how = self._limits.refuse_with
         try:
             if how == "rst":
-                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             elif how != "close":
                 request.send(how.encode(), socket.MSG_DONTWAIT)
                 request.shutdown(socket.SHUT_WR)

@@ -18,12 +18,19 @@ from typing import Any, ClassVar, cast
 
 from poolserver.adapter import LaneServer, adapted, passed_over
 from poolserver.address import Address
+from poolserver.conversation import handler_class, is_conversational, is_movable
 from poolserver.errors import ConfigError
-from poolserver.lane import Station
 from poolserver.listener import Listener
 from poolserver.shared_socket import SharedSocket
+from poolserver.station import Station, Terms
+from poolserver.waits import Wait
 
 _log = logging.getLogger("poolserver")
+
+DEFER_ACCEPT = 1
+"""Seconds of TCP_DEFER_ACCEPT where a lane would have to wait for the client's first byte anyway: most connections then
+come with it, and are served at once (88 of 100 had no data yet at accept(2) without it). It is no shield: after the
+time, connections come all the same."""
 
 _STREAM_ONLY = socketserver.StreamRequestHandler
 _DATAGRAM_ONLY = socketserver.DatagramRequestHandler
@@ -95,7 +102,7 @@ def fitting(service: Service, address: Address) -> None:
         raise ConfigError(f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}")
 
 
-def stations(service: Service, listeners: Sequence[Listener]) -> list[Station]:
+def stations(service: Service, listeners: Sequence[Listener], terms: Terms) -> list[Station]:
     """A server object for each listener, ready to be served by lanes.
 
     Raises:
@@ -103,10 +110,10 @@ def stations(service: Service, listeners: Sequence[Listener]) -> list[Station]:
     """
     for listener in listeners:
         fitting(service, listener.address)
-    return [station(_server_for(service, listener), listener) for listener in listeners]
+    return [station(_server_for(service, listener), listener, terms) for listener in listeners]
 
 
-def station(server: LaneServer, listener: Listener) -> Station:
+def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
     """The place where lanes serve ``server``, whose socket is to be a ``SharedSocket`` over ``listener``."""
     for name in passed_over(type(server)):
         _log.info(
@@ -115,6 +122,9 @@ def station(server: LaneServer, listener: Listener) -> Station:
             name,
         )
     is_unix = listener.is_stream and listener.address.scheme == "unix"
+    handler = handler_class(getattr(server, "RequestHandlerClass", None))
+    wait = _wait(handler, terms) if listener.is_stream else Wait.NONE
+    defer = listener.options.defer_accept or (DEFER_ACCEPT if wait is not Wait.NONE else 0)
     return Station(
         server,
         listener.socket.fileno(),
@@ -123,9 +133,31 @@ def station(server: LaneServer, listener: Listener) -> Station:
         is_unix,
         listener.options.idle_timeout,
         listener.socket.getsockname(),
+        url=listener.url,
+        wait=wait,
+        between=wait if wait is not Wait.NONE else Wait.DATA,
+        defer_accept=defer,
+        is_conversational=listener.is_stream and is_conversational(server),
+        is_movable=is_movable(handler),
         may_block=type(server).get_request
         not in (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request),
     )
+
+
+def _wait(handler: Any, terms: Terms) -> Wait:
+    """What ``parking.wait_for`` means for this handler; a time-out for the first byte waits for one at least."""
+    wait = Wait(terms.wait_for) if terms.wait_for != "auto" else _own_wait(handler)
+    return Wait.DATA if wait is Wait.NONE and terms.first_byte_timeout else wait
+
+
+def _own_wait(handler: Any) -> Wait:
+    own = getattr(handler, "wait_for", None)
+    if own is None:
+        is_http = isinstance(handler, type) and issubclass(handler, BaseHTTPRequestHandler)
+        return Wait.HTTP if is_http else Wait.NONE
+    if own not in list(Wait):
+        raise ConfigError(f"{handler.__name__}.wait_for is {own!r}; want one of {', '.join(Wait)}")
+    return Wait(own)
 
 
 class _Seated(LaneServer):

@@ -5,28 +5,23 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
-import math
-import os
-import sys
-import threading
 import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from poolserver import process
-from poolserver.adapter import LaneServer, log_error, peer_name, unix_peer
-from poolserver.admission import Limits
-from poolserver.door import Door
+from poolserver.adapter import peer_name, unix_peer
+from poolserver.failures import log_line
+from poolserver.handling import CrewOfLane, Handling
+from poolserver.handover import Intake
 from poolserver.listener import set_idle_timeout
-from poolserver.scoreboard import Outcome, Row
-from poolserver.signals import wait_readable
-from poolserver.tcp_info import has_queue, is_idle, is_reset, queue_length
-from poolserver.wakeups import Wakeups
+from poolserver.park import UNFIT, Parked, look
+from poolserver.scoreboard import Row
+from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
+from poolserver.station import Station
+from poolserver.tcp_info import has_queue, queue_length
+from poolserver.waits import Verdict, Wait
 
-_log = logging.getLogger("poolserver")
-
-PAUSE = 0.1
-"""Seconds without accepting when descriptors have run out (HAProxy's figure; nginx has 0.5)."""
+DRAIN_LOOK = 0.1
+"""Seconds between a leaving lane's looks whether anybody is still parked."""
 
 LANE_LOOK = 60.0
 """Seconds between an idle lane's own looks. The crew's tick comes first, where eight lanes cost no more than one."""
@@ -35,11 +30,6 @@ MAX_FRUITLESS = 16
 """Wake-ups in a row that yield nothing before a pause. A few are normal under load, when a sibling was quicker; a
 listener in a state that only seems ready would spin for ever."""
 
-RELIEF = 1.0
-"""Seconds without a shortage that end an episode: at the limit each descriptor that is given back ends one otherwise,
-and each that is taken begins the next."""
-
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PEER_WENT_AWAY = frozenset(
     # accept(2): on Linux errors of the new connection, to be treated like EAGAIN
     {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET}
@@ -47,164 +37,39 @@ _PEER_WENT_AWAY = frozenset(
 )
 
 
-@dataclass(eq=False)
-class Station:
-    """A server object and the descriptor that its lanes wait on.
-
-    ``queued`` bounds what is taken from it while draining.
-    """
-
-    server: LaneServer
-    fd: int
-    is_stream: bool
-    is_tcp: bool
-    is_unix_stream: bool
-    idle_timeout: float
-    sockaddr: Any
-    """What the listener is bound to, to be bound to again."""
-    may_block: bool = False
-    """``get_request`` is the user's own and may take its time, over a TLS handshake, say."""
-    queued: int = 0
-
-    def is_intact(self) -> bool:
-        """Whether the server's descriptor still is the listener: a closed number soon is another's connection."""
-        try:
-            return os.path.sameopenfile(self.server.socket.fileno(), self.fd)
-        except OSError:
-            return False  # EBADF: closed
-
-
-@dataclass(frozen=True)
-class Terms:
-    """On which terms a crew serves. Times in seconds; 0 = off, but for ``graceful_timeout``, where 0 = cut at once."""
-
-    backlog: int = 1024
-    graceful_timeout: float = 30.0
-    handler_timeout: float = 0.0
-    first_byte_timeout: float = 0.0
-    limits: Limits = Limits()  # noqa: RUF009 - frozen
-    service_interval: float = 0.5
-
-
-class Shortage:
-    """Out of descriptors or memory: one line for each episode, whichever lane of the crew meets it first.
-
-    While it ``is_on``, lanes try accept(2) after each pause instead of waiting for the listener: one that waits there
-    takes wake-ups from sibling workers that could serve.
-    """
-
-    def __init__(self) -> None:
-        self.is_on = False
-        self._is_told = False
-        self._since = 0.0
-        self._until = 0.0
-        self._lock = threading.Lock()
-
-    def begin(self, error: OSError) -> None:
-        with self._lock:
-            self.is_on = True
-            if self._is_told:
-                return
-            self._is_told = True
-            self._since = time.monotonic()
-        _log.error("accepting is paused: %s; raise LimitNOFILE, or serve fewer at once", error.strerror)
-
-    def end(self) -> None:
-        with self._lock:
-            if self.is_on:
-                self.is_on = False
-                self._until = time.monotonic()
-
-    def settle(self, now: float) -> None:
-        """For the watcher, at each tick: say that the episode is over once it is."""
-        with self._lock:
-            if self.is_on or not self._is_told or now < self._until + RELIEF:
-                return
-            self._is_told = False
-        _log.warning("accepting again after %.1f s", self._until - self._since)
-
-
-class CrewOfLane(Protocol):
-    """What a lane asks of its crew."""
-
-    stations: dict[int, Station]
-    wakeups: Wakeups[Station]
-    serves_queue: bool
-    shortage: Shortage
-
-    @property
-    def is_leaving(self) -> bool: ...
-
-    @property
-    def terms(self) -> Terms: ...
-
-    @property
-    def door(self) -> Door: ...
-
-    def mend(self, station: Station, error: OSError) -> None: ...
-
-
-class Lane:
-    """Runs in its thread.
-
-    ``request`` and ``address`` are the connection it has, None while idle, for the crew to see.
-    """
+class Lane(Handling):
+    """Runs in its thread."""
 
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
-        self.number = number
-        self.request: Any = None
-        self.address: Any = None
-        self.deadline = math.inf
-        self._began = 0.0
-        self._ended_from_outside: tuple[Any, Outcome] | None = None
-        self._door = None if crew.door.is_open else crew.door
-        self._handler_timeout = crew.terms.handler_timeout
-        self._first_byte_timeout = crew.terms.first_byte_timeout
-        self._forks = process.fork_count()
-        self._crew = crew
-        self._row = row
+        super().__init__(number, crew, row)
+        self.is_accepting = True
+        self._max_head = crew.terms.max_head
         self._fruitless = 0
         self._stop_poll = crew.wakeups.poller([crew.wakeups.stop_fd])
         self._is_one_of_many = crew.wakeups.is_shared
         self._queue_polls = {fd: crew.wakeups.poller([fd]) for fd in crew.stations}
 
-    @property
-    def is_ended_from_outside(self) -> bool:
-        """Whether the connection was shut down under its handler."""
-        ended = self._ended_from_outside
-        return ended is not None and ended[0] is self.request
-
-    def end_as(self, request: object, outcome: Outcome) -> None:
-        """``request`` ends as ``outcome``, whatever its handler does now. Another connection that this lane has by
-        then is not meant."""
-        self._ended_from_outside = (request, outcome)
-
-    def mark_hung(self) -> None:
-        """Write it on the scoreboard: the lane itself cannot."""
-        self._row.hung()
-
-    def on_closing(self, request: object) -> None:
-        """The connection is about to be closed: was it the idle time-out that ended it?"""
-        process.leave_if_forked(self._forks)
-        idle = self._station.idle_timeout
-        lasted = time.monotonic() - self._began
-        if idle and lasted >= idle and self._ended_from_outside is None and is_idle(request, idle):
-            self.end_as(request, Outcome.TIMEOUT_IDLE)
-
     def serve_forever(self) -> None:
-        """Accept and handle until the crew is leaving, then what the accept queues still hold if that is asked."""
+        """Accept and handle until the crew is leaving; then what is queued, if that is asked, and what is parked."""
         crew, row = self._crew, self._row
         wait = crew.wakeups.wait
         row.idle()
         while not crew.is_leaving:
-            is_woken, station = (False, None) if crew.shortage.is_on else wait(LANE_LOOK)
-            if station is not None:
-                self.take(station)
-            elif not is_woken:
-                # Nothing for long, or a shortage, which a try tells from its end.
+            post = wait(0 if crew.shortage.is_on else LANE_LOOK)
+            if isinstance(post, Station):
+                self.take(post)
+            elif isinstance(post, Intake):
+                self._take_in(post)
+            elif post is not None:
+                self._take_up(post)
+            else:  # nothing for long, or a shortage, which a try tells from its end
                 for each in crew.stations.values():
                     self.take(each)
         self._serve_queues()
+        self.is_accepting = False
+        row.absent()
+        while crew.has_parked:
+            self._take_up(crew.wakeups.wait_parked(DRAIN_LOOK))
 
     def take(self, station: Station) -> bool:
         """Accept one connection (or datagram) and handle it. False: there was none.
@@ -212,6 +77,7 @@ class Lane:
         Whatever came of it but "none", more may be queued that no edge will tell of: another lane is woken for it.
         """
         server = station.server
+        self._station = station
         if station.may_block and self._is_one_of_many and queue_length(server.socket) > 1:
             self._crew.wakeups.look_again(station)
         try:
@@ -234,69 +100,57 @@ class Lane:
         if station.is_unix_stream:
             address = address or unix_peer(request)
             set_idle_timeout(request, station.idle_timeout)
-        self._station = station
-        if self._door is None:
-            self._handle(server, request, address)
-        elif self._door.lets_in(self._row, request, address, is_stream=station.is_stream):
-            self._handle(server, request, address)
-            self._door.closed(self._row)
+        if self._door is not None and not self._door.lets_in(self._row, request, address, is_stream=station.is_stream):
+            return True
+        if station.wait is not Wait.NONE and not self._has_spoken(station, request, address):
+            return True
+        self._row.begin(peer_name(address))
+        self._handle(station, request, address)
         return True
 
-    def _handle(self, server: LaneServer, request: Any, address: Any) -> None:
-        """One connection, from admission to the closed ticket, through the hooks in their documented order."""
-        row = self._row
-        row.begin(peer_name(address))
-        self.address = address
-        self.request = request
-        self._began = time.monotonic()
-        if self._handler_timeout:
-            self.deadline = self._began + self._handler_timeout
-        try:
-            end = self._serve(server, request, address)
-        except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included
-            process.leave_if_forked(self._forks)
-            end = Outcome.ERRORS
-            self._on_failure(server, request, address)
-        process.leave_if_forked(self._forks)
-        self.request = None
-        if self._ended_from_outside is not None:
-            cut, outcome = self._ended_from_outside
-            end, self._ended_from_outside = (outcome if cut is request else end), None
-        row.end(end)
+    def _has_spoken(self, station: Station, request: Any, address: Any) -> bool:
+        """Whether what is waited for is there. If not, the connection is parked, or over already."""
+        verdict = look(request, station.wait, self._max_head)
+        if verdict in (Verdict.COMPLETE, Verdict.ENDED):
+            return True
+        self._row.accept()
+        parked = Parked(station, request, address, time.monotonic(), self._claim())
+        if verdict in UNFIT:
+            parked.ending = UNFIT[verdict]
+            self._crew.park.drop(parked)
+            if self._door is not None:
+                self._door.closed(self._row)
+        else:
+            self._park(parked)
+        return False
 
-    def _serve(self, server: LaneServer, request: Any, address: Any) -> Outcome:
-        """The hooks, unless the client is gone already or does not speak."""
-        if self._station.is_stream and (unfit := self._unfit(request)) is not None:
-            server.shutdown_request(request)
-            return unfit
-        if server.verify_request(request, address):
-            server.process_request(request, address)
-            return Outcome.SERVED
-        server.shutdown_request(request)
-        return Outcome.REFUSED_VERIFY
+    def _take_in(self, intake: Intake) -> None:
+        """A connection from another worker: one that is ready is handled, one that waits is parked."""
+        arrival = intake.receive()
+        if arrival is None:
+            return
+        if self._is_one_of_many and intake.has_more():
+            self._crew.wakeups.look_again(intake)
+        if intake.is_ready:
+            self._crew.park.welcome(arrival.parked, arrival.place, self._row.number)
+            self._go_on(arrival.parked)
+        elif victim := self._crew.park.adopt(arrival.parked, arrival.place, self._row.number):
+            self._end(victim)
 
-    def _unfit(self, request: Any) -> Outcome | None:
-        """Why no handler is called for this connection, if so."""
-        if self._station.is_tcp and is_reset(request):
-            return Outcome.REFUSED_RESET
-        patience = self._first_byte_timeout
-        if patience and not wait_readable(self._crew.wakeups.poller([request.fileno()]), patience):
-            return Outcome.TIMEOUT_FIRST_BYTE
-        return None
+    def _take_up(self, post: Parked | int | Station | None) -> None:
+        """Go on with a connection that was parked, if ``post`` is or tells of one that is ready."""
+        parked = self._crew.park.take(post) if isinstance(post, int) and post >= 0 else post
+        if not isinstance(parked, Parked):
+            return
+        if parked.ending is not None:
+            self._end(parked)
+            return
+        self._crew.park.give(parked, self._row.number)
+        self._go_on(parked)
 
-    def _on_failure(self, server: LaneServer, request: Any, address: Any) -> None:
-        """As BaseServer does: ``handle_error`` for what is an Exception, then ``shutdown_request`` in any case."""
-        try:
-            if isinstance(sys.exception(), Exception):
-                server.handle_error(request, address)
-            else:
-                log_error(address)
-        except BaseException:  # noqa: BLE001 - handle_error may itself raise; CPython's tests do it
-            self._report("handle_error failed for %s", peer_name(address))
-        try:
-            server.shutdown_request(request)
-        except BaseException:  # noqa: BLE001 - likewise the user's to override
-            self._report("shutdown_request failed for %s", peer_name(address))
+    def _go_on(self, parked: Parked) -> None:
+        self._row.resume(peer_name(parked.address))
+        self._handle(parked.station, parked.request, parked.address, parked)
 
     def _has_more(self, station: Station) -> bool:
         """Whether more is queued. For TCP without letting go of the interpreter's lock, which a sibling may want."""
@@ -311,7 +165,7 @@ class Lane:
         return False
 
     def _on_accept_error(self, station: Station, error: OSError) -> bool:
-        if error.errno in _OUT_OF_RESOURCES:
+        if error.errno in OUT_OF_RESOURCES:
             self._crew.shortage.begin(error)
             self._pause()
         elif error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
@@ -319,7 +173,7 @@ class Lane:
             self._pause()
         elif error.errno not in _PEER_WENT_AWAY or type(error).__module__ == "ssl":  # whose errno 1 is no EPERM
             # not from accept(2): a get_request of the user's that shakes hands (TLS) and failed
-            _log.info("get_request failed: %s", error)
+            log_line(logging.INFO, "get_request failed: %s", error)
         self._crew.wakeups.look_again(station)
         return self._on_nothing()
 
@@ -334,10 +188,3 @@ class Lane:
             for _ in range(station.queued):
                 if not crew.serves_queue or not self.take(station):
                     break
-
-    def _report(self, text: str, *args: object) -> None:
-        """Log an exception that has no other place to go. A log that cannot be written is no reason to die."""
-        try:
-            _log.error(text, *args, exc_info=True)
-        except BaseException:  # noqa: BLE001 - raised by a handler of the user's logging configuration
-            pass  # by a handler of the user's logging configuration: there is nowhere left to say so

@@ -8,12 +8,13 @@ import contextlib
 import ctypes
 import errno
 import logging
+import math
 import os
 import socket
 import socketserver
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from poolserver.address import Address, parse
@@ -61,6 +62,8 @@ class Listener:
     is_adopted: bool = False
     _made_by: int = 0
     _inode: tuple[int, int] | None = field(default=None)
+    _is_outdated: bool = False
+    """The socket does not have these options yet."""
 
     @property
     def url(self) -> str:
@@ -69,6 +72,29 @@ class Listener:
     @property
     def is_stream(self) -> bool:
         return self.address.is_stream
+
+    def with_options(self, options: Options) -> "Listener":
+        """The same socket under other options, for the generation to come; ``apply_options`` at its commit."""
+        return self if options == self.options else replace(self, options=options, _is_outdated=True)
+
+    def apply_options(self) -> None:
+        """What a listener that stays can change: what accepted sockets inherit, its backlog, its file's mode.
+
+        A connection in its queue, or an old worker's next one, may have the new options already: none is worse off.
+        """
+        if not self._is_outdated:
+            return
+        self._is_outdated = False
+        try:
+            set_inherited_options(self.socket, self.address, self.options)
+            if self.options.receive_buffer:
+                _set_receive_buffer(self.socket, self.options.receive_buffer)
+            if self.is_stream and not self.is_adopted:
+                self.socket.listen(self.options.backlog)
+            if self._inode is not None:
+                Path(str(self.address.sockaddr)).chmod(self.options.unix_mode)
+        except OSError as error:  # its file was removed, for one: it goes on as it was
+            _log.warning("%s: its options could not be changed: %s", self.url, error.strerror)
 
     def close_door(self) -> None:
         """Take no new connections into the accept queue, so that serving what is in it comes to an end.
@@ -96,23 +122,53 @@ class Listener:
             unlink_if_stale(str(self.address.sockaddr))
 
 
+@dataclass(frozen=True)
+class Group:
+    """The listeners of one bind URL, as it was given: two for ``tcp://:PORT``."""
+
+    url: str
+    listeners: tuple[Listener, ...]
+
+
 def bind_all(urls: Sequence[str], options: Options) -> list[Listener]:
+    """As ``bind_groups``, with nothing bound before."""
+    return [listener for group in bind_groups(urls, options) for listener in group.listeners]
+
+
+def bind_groups(urls: Sequence[str], options: Options, held: Sequence[Group] = ()) -> list[Group]:
     """Bind every URL, or none: what was bound before a failure is closed again.
+
+    Args:
+        urls: Bind URLs.
+        options: For all of them.
+        held: Groups that are bound already. Theirs is what a URL among them gets, and is not touched.
 
     Raises:
         ConfigError: a URL cannot be parsed.
         SystemRefusedError: the system refused to bind; names the address, the reason, and who holds it.
     """
-    addresses = [parse(url) for url in urls]
-    listeners: list[Listener] = []
+    free = list(held)
+    kept = {place: free.pop(index) for place, url in enumerate(urls) if (index := _index_of(url, free)) is not None}
+    addresses = {place: parse(url) for place, url in enumerate(urls) if place not in kept}
+    fresh: dict[int, Group] = {}
     try:
-        for group in addresses:
-            listeners += _bind_group(group, options)
+        for place, group in addresses.items():
+            fresh[place] = Group(urls[place], tuple(_bind_group(group, options)))
     except BaseException:
-        for listener in listeners:
-            listener.close()
+        for bound in fresh.values():
+            close_all(bound.listeners)
         raise
-    return listeners
+    return [kept.get(place) or fresh[place] for place in range(len(urls))]
+
+
+def close_all(listeners: Iterable[Listener]) -> None:
+    """Close each of them."""
+    for listener in listeners:
+        listener.close()
+
+
+def _index_of(url: str, groups: Sequence[Group]) -> int | None:
+    return next((index for index, group in enumerate(groups) if group.url == url), None)
 
 
 def adopt(sock: socket.socket, options: Options) -> Listener:
@@ -245,16 +301,20 @@ def set_inherited_options(sock: socket.socket, address: Address, options: Option
     if address.scheme != "tcp":
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.nodelay)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, options.keepalive)
     if options.keepalive:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    if options.user_timeout:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
-    if options.defer_accept:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, max(1, int(options.defer_accept)))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
+    defer_accept(sock, options.defer_accept)
     set_idle_timeout(sock, options.idle_timeout)
+
+
+def defer_accept(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel keep connections that have sent nothing for so long; 0 = not at all. Source: tcp(7)."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
 
 
 def set_idle_timeout(sock: socket.socket, seconds: float) -> None:
@@ -262,10 +322,9 @@ def set_idle_timeout(sock: socket.socket, seconds: float) -> None:
 
     Source: socket(7) SO_RCVTIMEO, SO_SNDTIMEO.
     """
-    if seconds:
-        value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+    value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # 0: for ever
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _set_receive_buffer(sock: socket.socket, size: int) -> None:

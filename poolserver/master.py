@@ -4,12 +4,13 @@ Single-threaded for ever in a daemon. It never touches a client's connection and
 poll. In a process that forks nothing (``-w 0``, thread servers) the same loop runs beside a ``Resident`` crew.
 """
 
+import collections
 import logging
 import math
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from poolserver import log, process
@@ -17,18 +18,26 @@ from poolserver.commands import Command
 from poolserver.door import Register
 from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
 from poolserver.events import (
+    Abandon,
     Action,
     Announce,
+    Answer,
     CloseDoor,
+    Commit,
     Ending,
     Event,
     Finish,
     ForkFailed,
     ListenerLost,
+    NotPrepared,
+    Prepare,
+    Prepared,
     ReopenLogs,
     Say,
     Send,
     Start,
+    Withdraw,
+    WorkerBooted,
     WorkerExited,
     WorkerReady,
 )
@@ -65,6 +74,38 @@ class WorkerHandle(Protocol):
     def end(self) -> None: ...
 
 
+class Succession(Protocol):
+    """How one generation follows another: what a reload does outside of the pool. Nothing here waits."""
+
+    def prepare(self) -> Prepared | NotPrepared: ...
+    def commit(self) -> None: ...
+    def abandon(self) -> None: ...
+    def withdraw(self) -> None: ...
+
+
+class _NoSuccession:
+    """In a library call: what is served is the caller's. Nothing is ever prepared, so nothing else is called."""
+
+    def prepare(self) -> NotPrepared:
+        return NotPrepared("a server object cannot be reloaded")
+
+    def commit(self) -> None:
+        """Never."""
+
+    abandon = withdraw = commit
+
+
+class Attendant(Protocol):
+    """Something else that this loop looks after, which never waits either: the control socket."""
+
+    def interests(self) -> Mapping[int, int]: ...
+    def deadline(self) -> float: ...
+    def attend(self, ready: Collection[int], now: float) -> Sequence[Event]: ...
+
+
+OnAnswer = Callable[[int, bool, str], None]
+"""Tell an asker whether what it asked for has happened, and if not, why."""
+
 Spawn = Callable[[Start, Berth, Sequence[WorkerHandle]], WorkerHandle]
 """Start a worker in a berth; a forked child must close its copies of the siblings' descriptors.
 
@@ -82,21 +123,25 @@ class Master:
         inbox: Inbox[Command],
         board: Scoreboard,
         *,
-        threads: int,
         on_ready: Callable[[], None],
         on_close_door: Callable[[], None],
         register: Register,
         tally: Tally,
+        succession: Succession | None = None,
+        attendants: Sequence[Attendant] = (),
+        on_answer: OnAnswer = lambda _asker, _ok, _reason: None,
     ) -> None:
         self._pool = pool
         self._spawn = spawn
         self._inbox = inbox
         self._board = board
-        self._threads = threads
         self._on_ready = on_ready
         self._on_close_door = on_close_door
         self._register = register
         self._tally = tally
+        self._succession = succession or _NoSuccession()
+        self._attendants = attendants
+        self._on_answer = on_answer
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
 
@@ -120,11 +165,23 @@ class Master:
         self._say_refusals(math.inf)
         _raise_for(self._finish)
 
+    def roster(self) -> dict[int, tuple[int, Berth]]:
+        """The pid and the berth of each worker that is not buried, by its serial."""
+        return {serial: (worker.pid, berth) for serial, (worker, berth) in self._workers.items()}
+
+    def signal(self, serial: int, signum: int) -> None:
+        """Signal a worker, if it is still there."""
+        if serial in self._workers:
+            self._workers[serial][0].send(signum)
+
     def _step(self, event: Event) -> None:
-        for action in self._pool.step(event, time.monotonic()):
-            follow_up = self._carry_out(action)
-            if follow_up is not None:
-                self._step(follow_up)
+        """One event, and what follows from carrying out its actions: a fork that fails, for one."""
+        events = collections.deque([event])
+        while events:
+            for action in self._pool.step(events.popleft(), time.monotonic()):
+                follow_up = self._carry_out(action)
+                if follow_up is not None:
+                    events.append(follow_up)
 
     def _events(self) -> Iterator[Event]:
         """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of
@@ -137,11 +194,17 @@ class Master:
         for serial, (worker, _) in list(self._workers.items()):
             yield from self._told_by(serial, worker)
         yield from commands
+        for attendant in self._attendants:
+            yield from attendant.attend(self._readable, time.monotonic())
 
     def _wait(self) -> None:
         poller = select.poll()
         poller.register(self._inbox.fileno(), select.POLLIN)
         deadline = min(self._pool.deadline() or math.inf, self._tally.deadline())
+        for attendant in self._attendants:
+            deadline = min(deadline, attendant.deadline())
+            for fd, events in attendant.interests().items():
+                poller.register(fd, events)
         seconds: float | None = max(0.0, deadline - time.monotonic())
         for worker, _ in self._workers.values():
             for fd in worker.descriptors():
@@ -160,14 +223,14 @@ class Master:
             return
         exited = worker.has_exited()  # asked first: what it wrote before is then all in the pipe
         for report in worker.reports():
-            yield WorkerReady(serial) if report is Report.READY else Command.STOP
+            yield _told(serial, report)
         if exited:
             yield self._buried(serial, worker)
 
     def _buried(self, serial: int, worker: WorkerHandle) -> Event:
         _, berth = self._workers.pop(serial)
         self._board.release(berth)
-        self._register.claims.clear(berth.first, berth.lanes)
+        self._register.claims.clear(berth.first, berth.lanes, berth.ordinal)
         worker.close()
         if worker.status is not None and os.waitstatus_to_exitcode(worker.status) == LISTENER_LOST_STATUS:
             return ListenerLost(serial, worker.reason)
@@ -194,20 +257,30 @@ class Master:
                 self._on_ready()
             case CloseDoor():
                 self._on_close_door()
+            case Prepare():
+                return self._succession.prepare()
+            case Commit():
+                self._succession.commit()
+            case Abandon():
+                self._succession.abandon()
+            case Withdraw():
+                self._succession.withdraw()
             case ReopenLogs():
                 log.reopen()
             case Say(level, text, details):
                 _log.log(logging.getLevelNamesMapping()[level], "%s", text, extra={"details": details})
+            case Answer(asker, ok, reason):
+                self._on_answer(asker, ok, reason)
             case Finish():
                 self._finish = action
         return None
 
     def _start(self, action: Start) -> Event:
         try:
-            berth = self._board.allot(self._threads)
+            berth = self._board.allot(action.lanes)
         except SystemRefusedError as error:
             return ForkFailed(action.serial, str(error))
-        self._register.claims.use(self._board.rows_in_use)
+        self._register.claims.use(self._board.rows_in_use, self._board.workers_in_use)
         try:
             siblings = [worker for worker, _ in self._workers.values()]
             self._workers[action.serial] = (self._spawn(action, berth, siblings), berth)
@@ -220,6 +293,16 @@ class Master:
         """Only after a defect of ours is anyone left here: nobody must stay behind without a master."""
         for worker, _ in self._workers.values():
             worker.end()
+
+
+def _told(serial: int, report: Report) -> Event:
+    match report:
+        case Report.BOOTED:
+            return WorkerBooted(serial)
+        case Report.READY:
+            return WorkerReady(serial)
+        case Report.STOP_ASKED:
+            return Command.STOP
 
 
 def _raise_for(finish: Finish | None) -> None:

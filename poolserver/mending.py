@@ -6,12 +6,12 @@ import logging
 import os
 import select
 import socket
+from collections.abc import Iterable
 from typing import Any
 
-from poolserver.lane import Station
+from poolserver.failures import log_line
 from poolserver.shared_socket import SharedSocket
-
-_log = logging.getLogger("poolserver")
+from poolserver.station import Station
 
 
 def mend(station: Station, error: OSError, backlog: int) -> str:
@@ -20,14 +20,21 @@ def mend(station: Station, error: OSError, backlog: int) -> str:
     Closed here: the server gets another descriptor of it. Shut down for all: it listens again.
     """
     if not station.is_intact():
-        _log.error("a handler closed a listener (%s): opened again", error.strerror)
+        log_line(logging.ERROR, "a handler closed a listener (%s): opened again", error.strerror)
         station.server.socket.detach()  # its number may be another's by now
         station.server.socket = SharedSocket(fileno=os.dup(station.fd))
     elif error.errno == errno.EINVAL and _is_shut_down(station.server.socket):  # else a sibling mended it meanwhile
         if not _revive(station.server.socket, station.sockaddr, backlog):
             return f"listener {station.server.server_address!r} was shut down and cannot listen again"
-        _log.error("a listener was shut down by a handler: listening again; what was queued is lost")
+        log_line(logging.ERROR, "a listener was shut down by a handler: listening again; what was queued is lost")
     return ""
+
+
+def keep_nonblocking(listeners: Iterable[int]) -> None:
+    """Undo what a stranger did: systemd clears O_NONBLOCK for all holders at each start without NonBlocking=yes."""
+    for fd in listeners:
+        if os.get_blocking(fd):
+            os.set_blocking(fd, False)
 
 
 def _revive(sock: socket.socket, sockaddr: tuple[Any, ...] | str, backlog: int) -> bool:

@@ -1,7 +1,8 @@
 """The master's side of a worker: fork, signal, wait, and the pipe on which it reports. The only fork, kill and wait.
 
-The report pipe: its write end is held by the worker alone. It carries ``READY`` once, ``STOP_ASKED`` when a handler
-calls ``server.shutdown()``, or ``FAILED`` and the reason of a failed start, to the end. There is no other message.
+The report pipe: its write end is held by the worker alone. It carries ``BOOTED`` and ``READY`` once each,
+``STOP_ASKED`` when a handler calls ``server.shutdown()``, or ``FAILED`` and the reason of a failed start, to the end.
+There is no other message.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from poolserver import signals
 from poolserver.errors import SystemRefusedError
 
+BOOTED = b"="
 READY = b"+"
 FAILED = b"-"
 STOP_ASKED = b"!"
@@ -28,6 +30,7 @@ MAX_REASON_BYTES = 16384
 class Report(enum.Enum):
     """What a worker tells while it lives."""
 
+    BOOTED = "booted"
     READY = "ready"
     STOP_ASKED = "a handler asked the service to stop"
 
@@ -69,7 +72,7 @@ class Process:
             self._close_reports()
         octets, self._failed = self._told_before_failing(octets)
         self.reason = self._failed[1:].decode("utf-8", "replace")
-        meanings = {READY: Report.READY, STOP_ASKED: Report.STOP_ASKED}
+        meanings = {BOOTED: Report.BOOTED, READY: Report.READY, STOP_ASKED: Report.STOP_ASKED}
         return [meanings[bytes([octet])] for octet in octets if bytes([octet]) in meanings]
 
     def has_exited(self) -> bool:

@@ -17,6 +17,8 @@ from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.values import (
     MAX_BACKLOG,
     MAX_BAN_AFTER,
+    MAX_HEAD,
+    MAX_PARKED,
     MAX_SOCKET_BUFFER,
     NAME,
     AnchoredPath,
@@ -70,6 +72,7 @@ class Server(Section):
     name: ServiceName = ""
     # Its default is a path too, so it is anchored like a given one.
     pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
+    preload: bool = False
     chdir: AnchoredPath = ""
 
     @property
@@ -131,6 +134,7 @@ class Timeouts(Section):
 
     boot: Annotated[Duration, Field(gt=0)] = 30.0
     first_byte: Duration = 0.0
+    head: Duration = 30.0
     idle: Duration = 60.0
     handler: Duration = 0.0
     graceful: Duration = 30.0
@@ -164,12 +168,28 @@ class Limits(Section):
         return burst
 
 
+class Parking(Section):
+    """``[parking]``: which connections wait off the lanes, for what, and how many."""
+
+    wait_for: Literal["auto", "none", "data", "line", "http"] = "auto"
+    max_head: Annotated[Size, Field(ge=64, le=MAX_HEAD)] = 16384
+    max_parked: Annotated[int, Field(ge=1, le=MAX_PARKED)] = 10000
+    keep_alive: Duration = 75.0
+
+
 class Log(Section):
     """``[log]``: what is written, how, and where."""
 
     level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     format: Literal["text"] = "text"
     file: AnchoredPath = ""
+
+
+class Control(Section):
+    """``[control]``: where the running server is asked; empty = a path of its name."""
+
+    socket: AnchoredPath = ""
+    mode: OctalMode = Mode(0o600)
 
 
 class Config(BaseModel):
@@ -182,7 +202,9 @@ class Config(BaseModel):
     pool: Pool = Pool()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
+    parking: Parking = Parking()
     log: Log = Log()
+    control: Control = Control()
 
 
 def _fields(section: FieldInfo) -> Mapping[str, FieldInfo]:
@@ -195,6 +217,20 @@ SECTIONS: Mapping[str, Mapping[str, FieldInfo]] = {
     name: _fields(section) for name, section in Config.model_fields.items()
 }
 """Every known key, by section, in the order in which ``poolserver check`` prints them."""
+
+
+def json_schema() -> dict[str, Any]:
+    """What TOML may say, as JSON Schema: for editors. Rules between two keys are beyond it."""
+    schema = Config.model_json_schema()
+    defaults = Config().model_dump(mode="json")
+    for section, reference in schema["properties"].items():
+        reference.pop("default", None)  # the models' own words for what each key says below
+        keys = schema["$defs"][reference["$ref"].rpartition("/")[2]]["properties"]
+        for key, rules in keys.items():
+            rules["default"] = defaults[section][key]
+            for word in ("title", "gt", "ge", "le"):  # bounds of a number that may be text are no JSON Schema
+                rules.pop(word, None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
 def unknown(section: str, key: str = "") -> str:

@@ -22,14 +22,14 @@ from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
 from poolserver.door import Register
 from poolserver.errors import ConfigError
+from poolserver.generation import Generation, terms_of
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
-from poolserver.lane import Terms
-from poolserver.listener import Listener, Options, adopt
+from poolserver.listener import Listener, Options, adopt, defer_accept
 from poolserver.master import Master, Spawn
 from poolserver.pool import Pool
 from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Config, Timeouts
-from poolserver.service import forking_spawn, resident_spawn, terms_of
+from poolserver.service import ResidentSpawn, forking_spawn
 from poolserver.shared_socket import SharedSocket
 from poolserver.states import Policy
 from poolserver.tally import Tally
@@ -56,13 +56,14 @@ class _Run:
 class PoolMixIn(LaneServer):
     """What the two mix-ins share: one ``serve_forever`` at a time, ``shutdown`` from anywhere, nothing left changed.
 
-    Class attributes: ``threads``, lanes in each process; ``timeouts`` and ``limits``, the keys of the configuration's
-    sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
+    Class attributes: ``threads``, lanes in each process; ``timeouts``, ``limits`` and ``parking``, the keys of the
+    configuration's sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
     """
 
     threads: int = 8
     timeouts: ClassVar[Mapping[str, object]] = {}
     limits: ClassVar[Mapping[str, object]] = {}
+    parking: ClassVar[Mapping[str, object]] = {}
     request_queue_size = 1024  # of 60 clients in 0.3 s, socketserver's 5 left some unanswered for ever
 
     _run: _Run | None = None
@@ -118,14 +119,14 @@ class PoolMixIn(LaneServer):
         elif self.crew is not None:
             self.crew.ask_stop()
             return
-        in_lane = self.crew is not None and self.crew.is_lane_thread()
+        in_lane = self.crew is not None and self.crew.here.is_lane
         if run is not None and not in_lane and threading.current_thread() is not run.thread:
             run.done.wait()
 
     def server_close(self) -> None:
         """Close the listener; while serving, stop first."""
         if self._run is not None and self._run.pid == os.getpid():
-            in_lane = self.crew is not None and self.crew.is_lane_thread()
+            in_lane = self.crew is not None and self.crew.here.is_lane
             if not in_lane and threading.current_thread() is not self._run.thread:
                 self.shutdown()
         super().server_close()
@@ -142,19 +143,19 @@ class PoolMixIn(LaneServer):
     def _serve(self, inbox: signals.Inbox[Command], poll_interval: float) -> None:
         settings = self._checked()
         timeouts = settings.timeouts
-        terms = terms_of(timeouts, settings.limits, self.request_queue_size, poll_interval)
+        terms = terms_of(settings, self.request_queue_size, poll_interval)
         options = Options(backlog=self.request_queue_size, idle_timeout=timeouts.idle)
         board, register = Scoreboard.create(), Register.create()
         with _shared(self, options) as listener:
             pool = Pool(self._policy(timeouts))
-            spawn = self._spawn(listener, board, register, inbox, terms)
+            generation = Generation(type(self).__name__, [listener], lambda: [station(self, listener, terms)], terms)
+            spawn = self._spawn(generation, board, register, inbox)
             with self._surroundings(), signals.taken(inbox, LIBRARY_SIGNALS), spawn as spawn_worker:
                 master = Master(
                     pool,
                     spawn_worker,
                     inbox,
                     board,
-                    threads=self.threads,
                     on_ready=lambda: _log.debug("ready on %s", listener.url),
                     on_close_door=lambda: None,  # the socket is its owner's, who may serve again
                     register=register,
@@ -168,19 +169,14 @@ class PoolMixIn(LaneServer):
         if pool["workers"] == 0:
             raise ConfigError("workers: must be at least 1, or auto; PreThreadMixIn serves in this process")
         refuse_wrapped(self.socket)
-        sections = {"timeouts": self.timeouts, "limits": self.limits, "pool": pool}
+        sections = {"timeouts": self.timeouts, "limits": self.limits, "parking": self.parking, "pool": pool}
         return config.from_sections(sections, type(self).__name__).config
 
     def _policy(self, timeouts: Timeouts) -> Policy:
         raise NotImplementedError
 
     def _spawn(
-        self,
-        listener: Listener,
-        board: Scoreboard,
-        register: Register,
-        inbox: signals.Inbox[Command],
-        terms: Terms,
+        self, generation: Generation, board: Scoreboard, register: Register, inbox: signals.Inbox[Command]
     ) -> contextlib.AbstractContextManager[Spawn]:
         raise NotImplementedError
 
@@ -215,25 +211,12 @@ class PreForkMixIn(PoolMixIn):
 
     def _policy(self, timeouts: Timeouts) -> Policy:
         count = available_cores() if self.workers == "auto" else self.workers
-        return Policy(count, timeouts.boot, timeouts.graceful)
+        return Policy(count, timeouts.boot, timeouts.graceful, lanes=self.threads)
 
     def _spawn(
-        self,
-        listener: Listener,
-        board: Scoreboard,
-        register: Register,
-        inbox: signals.Inbox[Command],
-        terms: Terms,
+        self, generation: Generation, board: Scoreboard, register: Register, inbox: signals.Inbox[Command]
     ) -> contextlib.AbstractContextManager[Spawn]:
-        return forking_spawn(
-            type(self).__name__,
-            [listener],
-            lambda: [station(self, listener)],
-            board,
-            inbox,
-            terms,
-            register,
-        )
+        return forking_spawn(lambda _number: generation, board, inbox, register)
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -257,24 +240,16 @@ class PreThreadMixIn(PoolMixIn):
         run_in_lane(super().handle_request)
 
     def _policy(self, timeouts: Timeouts) -> Policy:
-        return Policy(1, timeouts.boot, timeouts.graceful, resident=True)
+        return Policy(1, timeouts.boot, timeouts.graceful, resident=True, lanes=self.threads)
 
     def _spawn(
         self,
-        listener: Listener,
+        generation: Generation,
         board: Scoreboard,
         register: Register,
         inbox: signals.Inbox[Command],  # noqa: ARG002 - nobody is forked
-        terms: Terms,
     ) -> contextlib.AbstractContextManager[Spawn]:
-        return contextlib.nullcontext(
-            resident_spawn(
-                lambda: [station(self, listener)],
-                board,
-                terms,
-                register,
-            )
-        )
+        return contextlib.nullcontext(ResidentSpawn(generation, board, register))
 
 
 @contextlib.contextmanager
@@ -289,6 +264,8 @@ def _shared(server: PoolMixIn, options: Options) -> Iterator[Listener]:
     try:
         yield listener
     finally:
+        if listener.address.scheme == "tcp":
+            defer_accept(own, options.defer_accept)
         if isinstance(server.socket, SharedSocket):  # another one, if a handler broke the first
             server.socket.release()
         server.socket = own

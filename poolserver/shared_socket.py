@@ -7,8 +7,7 @@ import select
 import socket
 from typing import Any
 
-_log = logging.getLogger("poolserver")
-
+from poolserver.failures import log_line
 
 SEND_PATIENCE = 1
 """Seconds that an answer by datagram waits for room in the send buffer; then the handler sees BlockingIOError."""
@@ -57,10 +56,10 @@ class SharedSocket(socket.socket):
         """Nothing, for the same reason."""
 
     def shutdown(self, how: int, /) -> None:  # noqa: ARG002 - the signature of socket.shutdown
-        _log.error("a handler tried to shut down a listener: refused, since every worker shares it")
+        log_line(logging.ERROR, "a handler tried to shut down a listener: refused, since every worker shares it")
 
     def close(self) -> None:
-        _log.error("a handler tried to close a listener: refused; server.shutdown() stops the service")
+        log_line(logging.ERROR, "a handler tried to close a listener: refused; server.shutdown() stops the service")
 
     def sendto(self, data: Any, *args: Any) -> int:
         """As ever; without an address (an unnamed Unix peer) there is nobody to answer."""

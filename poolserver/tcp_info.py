@@ -3,12 +3,16 @@
 Offsets are of ``struct tcp_info``, which only ever grows at its end. Source: tcp(7), linux/tcp.h.
 """
 
+import select
 import socket
 import struct
+import sys
 
 _STATE = 0
 _UNACKED = 24  # for a listener: the length of its accept queue
-_LAST_RECEIVED = 52  # milliseconds since data came
+_LAST_SENT = 44  # milliseconds since data went, since an acknowledgement went, and since data came
+
+_JIFFY = 10  # milliseconds: what the kernel counts in, at its coarsest
 
 _TCP_CLOSE = 7
 _NONE = bytes(4)
@@ -40,14 +44,33 @@ def has_queue(sock: socket.socket) -> bool:
 
 
 def is_idle(request: object, seconds: float) -> bool:
-    """Whether nothing was received on this connection for so long, as far as the kernel tells. Source: tcp(7)."""
-    if not isinstance(request, socket.socket):
+    """Whether ``SO_RCVTIMEO`` or ``SO_SNDTIMEO`` of ``seconds`` has ended this connection, as far as can be told by a
+    handler that is through with it. It took at least so long, or do not ask.
+
+    Either the time-out's exception is being handled, or the client is there, has sent nothing that is unread, and on
+    TCP nothing went either way for so long. What cannot be told apart: a handler that was busy elsewhere all that
+    time and neither heard from its client nor told it anything; on a Unix socket, whatever it told it. A time-out that
+    a handler has set itself is another matter: then these do not apply. Source: tcp(7), socket(7).
+    """
+    if not isinstance(request, socket.socket) or request.gettimeout() is not None:
         return False
+    if isinstance(sys.exception(), BlockingIOError):
+        return True
     try:
-        info = request.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED + 4)
-    except OSError:
-        return True  # a Unix socket does not tell; the handler was at it for long enough
-    return bool(struct.unpack_from("=I", info, _LAST_RECEIVED)[0] >= seconds * 1000 - 10)
+        if _is_readable(request):
+            return False
+        info = request.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 12)
+    except (OSError, ValueError):
+        return request.family == socket.AF_UNIX and request.fileno() >= 0
+    sent, _, received = struct.unpack_from("=3I", info, _LAST_SENT)
+    return bool(min(sent, received) >= seconds * 1000 - _JIFFY)
+
+
+def _is_readable(request: socket.socket) -> bool:
+    """Whether there is something to read, an end or an error included."""
+    poller = select.poll()
+    poller.register(request, select.POLLIN | select.POLLRDHUP)
+    return bool(poller.poll(0))
 
 
 def is_reset(request: socket.socket) -> bool:

@@ -30,6 +30,10 @@ MAX_DURATION = 2_147_483
 MAX_SOCKET_BUFFER = 2**31 - 1
 # Bytes. A refusal's text goes out in one send to an empty socket buffer, which holds it whatever the peer does.
 MAX_REFUSAL_TEXT = 1024
+# Bytes. Each look at an incomplete head peeks at all of it.
+MAX_HEAD = 2**20
+# Connections; the limit of descriptors comes first.
+MAX_PARKED = 2**20
 # A strike word of the table of sources has 20 bits for the count.
 MAX_BAN_AFTER = 1_000_000
 
@@ -196,12 +200,24 @@ Text = Annotated[str, AfterValidator(_sound)]
 FilledText = Annotated[str, Field(min_length=1), AfterValidator(_sound)]
 AnchoredPath = Annotated[Text, AfterValidator(_anchored)]
 FilledPath = Annotated[FilledText, AfterValidator(_anchored)]
-Duration = Annotated[float, BeforeValidator(_seconds)]
-Size = Annotated[int, BeforeValidator(_bytes)]
-OctalMode = Annotated[Mode, BeforeValidator(_mode), PlainSerializer(lambda mode: f"{mode:04o}", return_type=str)]
+# What each may look like in TOML, for the JSON Schema.
+_DurationText = Annotated[str, Field(pattern=f"^{_DURATION.pattern}$")]
+_SizeText = Annotated[str, Field(pattern=r"^[0-9]{1,15}[KMGkmg]?$")]
+_ModeText = Annotated[str, Field(pattern=f"^{_MODE.pattern}$")]
+
+Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | _DurationText)]
+Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | _SizeText)]
+OctalMode = Annotated[
+    Mode,
+    BeforeValidator(_mode, json_schema_input_type=_ModeText),
+    PlainSerializer(lambda mode: f"{mode:04o}", return_type=str),
+]
 Network = Annotated[FilledText, AfterValidator(_network)]
 Rate = Annotated[Text, AfterValidator(_rate)]
 Refusal = Annotated[FilledText, AfterValidator(_refusal)]
 ServiceName = Annotated[Text, AfterValidator(_service_name)]
-WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
+WorkerCount = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_workers, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_WORKERS)] | Literal["auto"]),
+]
 Urls = Annotated[tuple[FilledText, ...], Strict(False), AfterValidator(_filled)]

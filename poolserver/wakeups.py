@@ -1,5 +1,7 @@
 """How the idle lanes of one process are woken: the epoll that they share, and what makes it ready.
 
+Listeners and parked connections are in it, and an eventfd for what one lane leaves to another.
+
 Made after the fork, since an epoll made before it is shared by both sides. Owned by the crew.
 """
 
@@ -10,6 +12,12 @@ from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+WOKEN = -1
+"""What ``wait`` gives a lane that was woken for nothing: a sibling was quicker, or it is to leave."""
+
+_PARKED = select.EPOLLIN | select.EPOLLET | select.EPOLLRDHUP
+"""Each arrival tells once, so that a trickle wakes a lane once a packet and unread input never spins."""
 
 
 class Wakeups(Generic[T]):
@@ -37,19 +45,73 @@ class Wakeups(Generic[T]):
         self._epoll.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
         self._epoll.register(self.stop_fd, select.EPOLLIN)  # level-triggered and never read: it wakes every lane
         self._wait = self._epoll.poll
+        self._parking = self._epoll
 
-    def wait(self, seconds: float) -> tuple[bool, T | None]:
-        """Whether anything woke this lane within ``seconds``, and the post to look at, if it was for one."""
+    def wait(self, seconds: float) -> T | int | None:
+        """What woke this lane within ``seconds``: a post to look at, the descriptor of a parked connection, or
+        ``WOKEN``. None: nothing did."""
         ready = self._wait(seconds, 1)
         if not ready:
-            return False, None
-        return True, self._posts.get(ready[0][0]) or self._passed_on()
+            return None
+        fd = ready[0][0]
+        return self._posts.get(fd) or (self._passed_on() if fd == self._again_fd else fd)
+
+    def watch(self, fd: int) -> None:
+        """Tell of what arrives on a parked connection. What is there already tells at once.
+
+        Raises:
+            OSError: the system's memory for watches is used up.
+        """
+        self._parking.register(fd, _PARKED)
+
+    def unwatch(self, fd: int) -> None:
+        """Before the descriptor is closed: one whose file lives on in another process would go on telling."""
+        self._parking.unregister(fd)
+
+    def part(self, parked: Iterable[int]) -> None:
+        """For lanes that are to leave: from now on parked connections, and what is passed on, alone wake them, in
+        ``wait_parked``."""
+        self._parking = select.epoll()
+        self._parking.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
+        for fd in parked:
+            self._epoll.unregister(fd)
+            self._parking.register(fd, _PARKED)
+
+    def wait_parked(self, seconds: float) -> T | int | None:
+        """As ``wait``, after ``part``."""
+        ready = self._parking.poll(seconds, 1)
+        if not ready:
+            return None
+        return self._passed_on() if ready[0][0] == self._again_fd else ready[0][0]
+
+    def overdue(self, most: int) -> list[int]:
+        """For the watcher while every lane is busy: take up to ``most`` of what is ready. Connections that wait on a
+        listener are left to the lanes."""
+        fds = []
+        for fd, _ in self._epoll.poll(0, most):
+            if fd in self._posts:
+                self.look_again(self._posts[fd])
+            elif fd == self._again_fd:
+                os.eventfd_write(fd, 1)
+            elif fd != self.stop_fd:
+                fds.append(fd)
+        return fds
 
     def look_again(self, post: T) -> None:
         """Wake one more idle lane for ``post``: the edge that told of what is still queued there is used up."""
         if post not in self._again:  # one entry will do: whoever takes it looks for more
             self._again.append(post)
         os.eventfd_write(self._again_fd, 1)
+
+    def pass_on(self, post: T) -> None:
+        """Leave ``post`` to the next lane that has time."""
+        self._again.append(post)
+        os.eventfd_write(self._again_fd, 1)
+
+    @property
+    def has_passed_on(self) -> bool:
+        """Whether something waits for a lane that has time."""
+        return bool(self._again)
 
     def look_at_all(self) -> None:
         """Wake a lane for each listener that is ready though all may be waiting.
@@ -76,14 +138,15 @@ class Wakeups(Generic[T]):
     def close(self) -> None:
         """Give the descriptors back, once no lane is left to use them."""
         self._epoll.close()
+        self._parking.close()
         os.close(self.stop_fd)
         os.close(self._again_fd)
 
-    def _passed_on(self) -> T | None:
+    def _passed_on(self) -> T | int:
         try:
             post = self._again.popleft()
         except IndexError:
-            return None  # a sibling was quicker, or this is the stop
+            return WOKEN
         if self._again:
             os.eventfd_write(self._again_fd, 1)  # two calls while no lane waited made one edge
         return post

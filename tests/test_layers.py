@@ -15,9 +15,11 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli check __init__ server service master resident worker handlers crew deadlines mending lane door wakeups
-    adapter listener tcp_info unix_path holders address shared_socket process signals log config sections values
-    admission sources networks scoreboard pool tally states events commands errors
+    __main__ cli top trends whereabouts tables check __init__ server service console control metrics queues
+    rendezvous remote master resident worker generation handlers crew attendant deadlines mending here lane handling
+    handover park conversation shortage station door wakeups waits adapter listener tcp_info unix_path holders address
+    shared_socket process inquiry stacks signals failures log config sections values admission sources claims
+    networks scoreboard pool fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -32,7 +34,7 @@ HOMES = {
     "signal.pthread_sigmask": {"signals"},
     "os.environ": {"config"},
     "os.getenv": {"config"},
-    "socket.socket": {"listener", "unix_path"},
+    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
@@ -48,13 +50,14 @@ IMPORT_HOMES = {
     "setproctitle": {"log"},
     "daemon": {"daemonize"},
     "click": {"cli"},
+    "rich": {"top"},
     "pydantic": {"sections", "config", "values"},
     "asyncio": {"aio"},
-    "mmap": {"scoreboard", "sources"},
+    "mmap": {"claims", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
-PURE = {"pool": _OS, "admission": _OS}
+PURE = dict.fromkeys(("pool", "fates", "roster", "reload", "admission", "repeats", "waits"), _OS)
 
 MAX_FILE_LINES = 350
 MAX_BODY_LINES = 50

@@ -1,16 +1,20 @@
 """The daemon under test: a real process over the real command line, always ended, its log always at hand."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from clients import Address, wait_for
+
+from poolserver.remote import Server
 
 HERE = Path(__file__).parent
 
@@ -66,6 +70,7 @@ class Daemon:
 
     def __init__(self, command: Sequence[str], folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
         self.command = command
+        self.runtime = Path(env["XDG_RUNTIME_DIR"])
         self.log_path = folder / f"daemon-{number}.log"
         self.out_path = folder / f"daemon-{number}.out"
         with self.log_path.open("ab") as log, self.out_path.open("ab") as out:
@@ -154,6 +159,31 @@ class Daemon:
         self.sessions.add(os.getsid(pid))
 
     # What it is told
+
+    @property
+    def control_path(self) -> Path:
+        """The control socket, where it is by default."""
+        (path,) = self.runtime.glob("poolserver/*.sock")
+        return path
+
+    def ask(self, command: str, number: int = 0) -> dict[str, Any]:
+        """What it answers on its control socket."""
+        with Server.at(self.control_path) as server:
+            return server.ask(command, number, patience=30)
+
+    def status(self) -> dict[str, Any]:
+        """What ``poolserver status --json`` prints."""
+        return self.ask("status")["status"]
+
+    def cli(self, *words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """``poolserver WORDS --control PATH``, run to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "poolserver", *words, "--control", str(self.control_path)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     def signal(self, sig: int) -> None:
         """Send ``sig`` to the master."""
@@ -252,6 +282,7 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     A process that outlives its master fails the test. The logs are printed; pytest shows them if it fails.
     """
     started: list[Daemon] = []
+    scratch = contextlib.ExitStack()
 
     def start(
         handler: str | None,
@@ -282,7 +313,10 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         command += [word for url in urls for word in ("-b", url)]
         command += ["-w", str(workers)] if workers is not None else []
         command += ["-t", str(threads)] if threads is not None else []
-        started.append(Daemon([*command, *options], tmp_path, number, environment(env or {}), cwd or tmp_path))
+        # Short, since a Unix socket's path has 107 bytes; its own, since the servers of a test have the same name.
+        runtime = scratch.enter_context(tempfile.TemporaryDirectory(prefix="pool-"))
+        variables = environment({"XDG_RUNTIME_DIR": runtime} | dict(env or {}))
+        started.append(Daemon([*command, *options], tmp_path, number, variables, cwd or tmp_path))
         return started[-1].wait_ready() if ready else started[-1]
 
     try:
@@ -291,5 +325,6 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         leftovers = [(one, one.clean_up()) for one in reversed(started)]
         for one in started:
             one.print_log()
+        scratch.close()
     for one, processes in leftovers:
         assert not processes, f"{one} left processes behind: {processes}"

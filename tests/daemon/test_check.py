@@ -9,10 +9,11 @@ HERE = Path(__file__).parent
 
 
 def check(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-m", "poolserver", "check", *arguments],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(HERE), **env},
+        env={**os.environ, "PYTHONPATH": path, **env},
         capture_output=True,
         text=True,
         timeout=30,
@@ -62,6 +63,15 @@ def test_hazards_are_named_and_do_not_fail(tmp_path: Path) -> None:
     assert "hazard: timeouts.idle is off" in done.stdout
     done = check(tmp_path, *public, "--set", "limits.per_source=4")
     assert "is not below the number of lanes, 4" in done.stdout
+
+
+def test_limits_by_source_behind_a_proxy_are_a_hazard(tmp_path: Path) -> None:
+    """What to do about it is in the line; ``tests/unit/test_hazards.py`` says when."""
+    done = check(tmp_path, "handlers:LineHandler", "-b", "unix:s.sock", "--set", "limits.rate_per_source=20/s")
+    assert done.returncode == 0
+    (line,) = [line for line in done.stdout.splitlines() if "all clients of a local proxy count as one source" in line]
+    assert line.startswith("hazard: limits.rate_per_source: every listener is local")
+    assert "limits.exempt" in line
 
 
 def test_handler_unfit_for_its_address_is_refused(tmp_path: Path) -> None:

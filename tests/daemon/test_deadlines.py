@@ -15,7 +15,7 @@ def totals(log: str) -> dict[str, int]:
 
 
 def test_client_that_never_speaks_is_cut_and_its_handler_never_called(daemon) -> None:
-    """first_byte: lanes come back, and a good client is served meanwhile and after."""
+    """A01, A02, R30: first_byte: lanes come back, and a good client is served meanwhile and after."""
     served = daemon("handlers:OrderHandler", *options(first_byte=0.3), workers=1, threads=4)
     silent = [connect(served) for _ in range(4)]
     try:
@@ -32,7 +32,7 @@ def test_client_that_never_speaks_is_cut_and_its_handler_never_called(daemon) ->
 
 
 def test_silent_conversation_is_cut_by_idle_and_counted(daemon) -> None:
-    """idle: the handler sees the end of its input after the time-out, without a system call of its own."""
+    """S15: idle: the handler sees the end of its input after the time-out, without a system call of its own."""
     served = daemon("handlers:OrderHandler", *options(idle=0.3), workers=1, threads=1)
     with connect(served) as sock:
         sock.sendall(b"echo hi\n")
@@ -43,7 +43,7 @@ def test_silent_conversation_is_cut_by_idle_and_counted(daemon) -> None:
 
 
 def test_handler_deadline_cuts_a_trickle_and_logs_the_stack(daemon) -> None:
-    """handler: a byte now and then does not keep the lane, and the log shows where the lane was."""
+    """S15, R32: handler: a byte now and then does not keep the lane, and the log shows where the lane was."""
     served = daemon("handlers:OrderHandler", *options(handler=0.5), workers=1, threads=1)
     with connect(served) as sock:
         sock.sendall(b"x")

@@ -82,7 +82,7 @@ def test_connection_that_the_server_class_keeps_stays_open(daemon) -> None:
 
 
 def test_log_that_nobody_reads_stops_nobody(daemon, tmp_path) -> None:
-    """A full pipe behind log.file: clients are served, and TERM is heard."""
+    """R36: a full pipe behind log.file: clients are served, and TERM is heard."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

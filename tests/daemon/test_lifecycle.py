@@ -197,7 +197,7 @@ class TestScale:
         served = daemon("handlers:OrderHandler", *LONG_DRAIN, workers=2, threads=1)
         with hold(served) as one, hold(served) as other:
             served.signal(SIGTTOU)
-            wait_logged(served, "one worker less: 1")
+            wait_logged(served, "scaling from 2 to 1 workers")
             assert (release(one), release(other)) == (b"released\n", b"released\n")
         wait_for(lambda: len(served.workers()) == 1, 10, "one worker")
 
@@ -232,7 +232,7 @@ class TestWithoutWorkers:
         """There is no worker to add, and serving goes on."""
         served = daemon("handlers:LineHandler", workers=0)
         served.signal(SIGTTIN)
-        wait_logged(served, "cannot add a worker")
+        wait_logged(served, "cannot scale: everything runs in this one process")
         assert ask(served, b"hello\n") == b"hello\n"
 
 

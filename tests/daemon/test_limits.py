@@ -35,7 +35,7 @@ def comes_in(served, address: str) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_source_at_its_limit_is_refused_and_others_are_not(daemon, workers: int) -> None:
-    """per_source holds over all workers, to one too many for each that races, and gives back what ends."""
+    """A01: per_source holds over all workers, to one too many for each that races, and gives back what ends."""
     served = daemon("handlers:OrderHandler", *options(per_source=4), workers=workers, threads=16)
     held = []
     for _ in range(12):

@@ -1,14 +1,17 @@
 """Admission: who may come in. Every rule with counts and clock in hand, and all of them against a simple model."""
 
 import ipaddress
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from poolserver.admission import ADMITTED, EXEMPT, Admission, Limits, Reason, Verdict, most_burst, parse_rate
+from poolserver.claims import Claims
 from poolserver.networks import Networks, source_of
-from poolserver.sources import Claims, SourceTable
+from poolserver.sources import ENTRIES, SourceTable
 
 SECOND = 10**9
 NOW = 1_000_000 * SECOND
@@ -20,7 +23,7 @@ class Door:
     def __init__(self, **section: object) -> None:
         self.now = NOW
         self.claims = Claims.create()
-        self.claims.use(64)
+        self.claims.use(64, 1)
         self.table = SourceTable.create()
         self.datagrams = SourceTable.create()
         self.lanes = 0
@@ -92,6 +95,41 @@ def test_source_is_the_network_of_its_prefix() -> None:
     assert [door.connect(host).reason for host in hosts] == [None, None, Reason.PER_SOURCE] * 2
 
 
+def addresses_of(network: str, count: int) -> Iterator[str]:
+    """So many addresses, spread over the network."""
+    found = ipaddress.IPv6Network(network)
+    step = found.num_addresses // count
+    return (str(found[number * step]) for number in range(count))
+
+
+def test_hundred_thousand_addresses_of_one_network_are_one_source() -> None:
+    """R37: as many as a single customer has, and more: one count, one rate, one entry, one ban."""
+    door = Door(per_source=8, rate_per_source="20/s", burst=20, ban_after=1000)
+    reasons = Counter(door.connect(host).reason for host in addresses_of("2001:db8:0:1::/64", 100_000))
+    assert reasons[None] == 8
+    assert reasons[Reason.PER_SOURCE] == 20 - 8
+    assert reasons[Reason.BANNED] == 100_000 - 20 - (1000 - 12)
+    assert [found for _, found in door.table.worst(10)] == [100_000 - 8]
+    assert len(door.table.bans(door.now)) == 1
+
+
+def test_hundred_thousand_networks_neither_break_the_table_nor_shut_anyone_out() -> None:
+    """R37: at most 65,536 entries and 16 MB; who finds no room is let in, and who floods is refused all the same."""
+    door = Door(rate_per_source="1/h", ban_after=2, ban_for=3600)
+
+    def reasons(network: str, count: int, times: int) -> Counter[Reason | None]:
+        sources = [source_of((host, 1), 32, 64) for host in addresses_of(network, count)]
+        return Counter(door.admission.admit(source, NOW).reason for source in sources for _ in range(times))
+
+    assert reasons("2001:db8::/32", 100_000, 1) == {None: 100_000}
+    assert 0.9 * ENTRIES < sum(digest != 0 for digest in door.table._digests.tolist()) <= ENTRIES
+    assert len(door.table._memory) <= 16 * 2**20
+    # every entry is behind its rate, so none gives way: most newcomers go untracked, and come in
+    assert reasons("2001:db9::/32", 1000, 3)[None] > 2000
+    # the first has its entry, is held to its rate, and banned
+    assert reasons("2001:db8::/64", 1, 10) == {Reason.RATE: 2, Reason.BANNED: 8}
+
+
 def test_rate_is_kept_over_ten_seconds() -> None:
     """20/s, burst 20, pushed at 500/s: 220 come in."""
     door = Door(rate_per_source="20/s", burst=20)
@@ -130,7 +168,7 @@ def test_refusals_earn_a_ban_and_bans_no_more_strikes() -> None:
     """It ends while the source still pushes, since refusals by a ban do not count towards the next."""
     door = Door(per_source=1, ban_after=2, ban_for=10.0)
     assert door.reasons("192.0.2.1", 5) == [None, *[Reason.PER_SOURCE] * 2, *[Reason.BANNED] * 2]
-    door.claims.clear(0, 64)
+    door.claims.clear(0, 64, 0)
     assert door.connect("192.0.2.1", after=9.9).reason is Reason.BANNED
     assert door.connect("192.0.2.1", after=0.2) is ADMITTED
 
@@ -295,7 +333,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.model = Model(section)
         self.limits = Limits.parse(**section)  # type: ignore[arg-type]
         self.claims = Claims.create()
-        self.claims.use(WORKERS * LANES)
+        self.claims.use(WORKERS * LANES, WORKERS)
         self.table = SourceTable.create()
         # A table and an admission for each worker, as after a fork: what they share is the memory alone.
         self.doors = [self.door() for _ in range(WORKERS)]
@@ -326,7 +364,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, WORKERS - 1))
     def die(self, worker: int) -> None:
-        self.claims.clear(worker * LANES, LANES)
+        self.claims.clear(worker * LANES, LANES, worker)
         self.doors[worker] = self.door()
         self.model.held = {place: source for place, source in self.model.held.items() if place[0] != worker}
 

@@ -170,7 +170,7 @@ class TestKeyValue:
         assert reply.count(b"\r\n") == 1
 
     def test_endless_line_is_read_only_to_its_limit(self):
-        """The error comes though the line has not ended."""
+        """S16: the error comes though the line has not ended."""
         with talking_to(KeyValueHandler) as client:
             client.sendall(b"x" * (keyvalue.MAX_LINE_BYTES + 1))
             with client.makefile("rb") as replies:
@@ -452,7 +452,7 @@ class TestSMTP:
         assert codes("MAIL FROM:<a>", "RCPT TO:<b>", "DATA", line, ".", "QUIT") == "250 250 354 250 221"
 
     def test_endless_command_is_read_only_to_its_limit(self):
-        """The session ends with an error though the line has not."""
+        """S16: the session ends with an error though the line has not."""
         with talking_to(SMTPHandler) as client, client.makefile("rb") as replies:
             client.sendall(b"x" * smtp.MAX_LINE_BYTES)
             assert [line[:3] for line in replies] == [b"220", b"500"]
@@ -520,7 +520,7 @@ class TestRPC:
         ],
     )
     def test_call_without_a_bounded_length_is_refused(self, address, capsys, length, status):
-        """Before its body is read, and without a word on standard error."""
+        """S16: before its body is read, and without a word on standard error."""
         header = "" if length is None else f"Content-Length: {length}\r\n"
         with socket.create_connection(address, timeout=PATIENCE) as client:
             reply = ask(client, f"POST /RPC2 HTTP/1.1\r\n{header}\r\n".encode("latin-1"))

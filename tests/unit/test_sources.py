@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolserver import sources
+from poolserver.claims import Claims
 from poolserver.networks import Source, source_of
 from poolserver.scoreboard import MAX_LANES
-from poolserver.sources import ENTRIES, FARTHEST_NS, WAYS, Claims, SourceTable
+from poolserver.sources import ENTRIES, FARTHEST_NS, WAYS, SourceTable
 
 SECOND = 10**9
 NOW = 1_000_000 * SECOND  # of a machine that has been up for days
@@ -36,7 +37,7 @@ def neighbours(count: int) -> list[Source]:
 def test_claims_count_by_source() -> None:
     """What is claimed counts until it is given back."""
     claims = Claims.create()
-    claims.use(8)
+    claims.use(8, 4)
     for lane in (0, 3, 7):
         claims.claim(lane, source(1))
     claims.claim(4, source(2))
@@ -51,17 +52,17 @@ def test_rows_in_use_bound_what_is_counted() -> None:
     claims = Claims.create()
     claims.claim(MAX_LANES - 1, source(1))
     assert claims.active(source(1)) == 0
-    claims.use(MAX_LANES)
+    claims.use(MAX_LANES, 4)
     assert (claims.active(source(1)), claims.rows) == (1, MAX_LANES)
 
 
 def test_clearing_gives_back_what_a_dead_worker_held() -> None:
     """Its lanes, and no other's."""
     claims = Claims.create()
-    claims.use(12)
+    claims.use(12, 4)
     for lane in range(12):
         claims.claim(lane, source(1))
-    claims.clear(4, 4)
+    claims.clear(4, 4, 0)
     assert claims.active(source(1)) == 8
     assert claims.standing().total() == 8
 
@@ -70,7 +71,7 @@ def test_clearing_gives_back_what_a_dead_worker_held() -> None:
 def test_claims_agree_with_a_dict(steps: list[tuple[int, int | None]]) -> None:
     """Whatever lanes claim and give back, the counts are those of the lanes."""
     claims = Claims.create()
-    claims.use(16)
+    claims.use(16, 4)
     lanes: dict[int, int] = {}
     for lane, whose in steps:
         if whose is None:
@@ -287,7 +288,7 @@ def test_process_killed_while_taking_an_entry_leaves_a_free_one() -> None:
 
 
 def test_a_million_sources_never_break_the_table() -> None:
-    """The memory stays what it was, all that is listed is sound, and one that floods among them is still refused."""
+    """R37: the memory stays what it was, what is listed is sound, and one that floods among them is still refused."""
     table = SourceTable.create()
     rng = random.Random(3)
     flooder = source(1)
@@ -304,7 +305,7 @@ def test_a_million_sources_never_break_the_table() -> None:
 
 
 def test_sources_beyond_the_table_are_let_in() -> None:
-    """More banned sources than there is room for: permissive, and nothing raises."""
+    """R37: more banned sources than there is room for: permissive, and nothing raises."""
     table = SourceTable.create()
     rng = random.Random(4)
     earned = sum(table.strike(random_source(rng), NOW, 1, SECOND, SECOND) for _ in range(ENTRIES + 50_000))

@@ -27,7 +27,7 @@ def test_worst_sources_are_named() -> None:
 
 
 def test_a_million_refusals_stay_below_a_hundred_kilobytes() -> None:
-    """20,000 refusals a second, asked ten times a second, for four reasons at once."""
+    """R30, R36: 20,000 refusals a second, asked ten times a second, for four reasons at once."""
     tally = Tally(lambda count: [("ffff:ffff:ffff:ffff::/64", 10**6)] * count)
     written = 0
     for step in range(500):

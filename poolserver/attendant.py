@@ -1,0 +1,166 @@
+"""Who looks after the parked connections of a worker: cuts what waits too long, shortens the waits under stress.
+
+Runs in the crew's watcher. While every lane is busy it hands what became ready to a worker that has time.
+"""
+
+import collections
+import functools
+import math
+from collections.abc import Sequence
+
+from poolserver.claims import Claims
+from poolserver.handover import Pairs, may_leave, may_move, send
+from poolserver.lane import Lane
+from poolserver.park import Limits, Park, Parked
+from poolserver.scoreboard import Outcome
+from poolserver.station import Terms
+
+CLOSE_LOOK = 0.01
+"""Seconds between looks whether every lane is busy, while that may be: a connection that became ready waits so long for
+a worker that has time. Three looks in a row that find a free lane end it, until a lane takes a connection."""
+
+QUIET_LOOKS = 3
+
+TICK = 1.0
+"""Seconds between looks while nothing is near its limit; the crew looks as often for its own affairs."""
+
+SOON = 0.1
+"""Seconds between looks at the most, however many limits are near."""
+
+STRESS_SHARE = 0.8
+STRESS_AFTER = 1.0
+STRESS_SHRINK = 0.2
+"""When so many of the lanes have been busy for so long, waits shrink to this part of theirs. Source: Postfix,
+STRESS_README: its stress-dependent time-outs are a tenth to a thirtieth; four lanes in five is RELIABILITY 3.3."""
+
+DRAIN_PATIENCE = 1.0
+"""Seconds that a client which has not yet spoken has once the worker is to leave: most speak within microseconds of
+connecting, so that whoever came just before the stop is served."""
+
+
+class Attendant:
+    """What it takes out of the park is closed, sent to another worker, or left to a lane to finish.
+
+    ``is_close``: it looks often. ``unsent``: what another worker is to have as soon as there is room on the way.
+    """
+
+    def __init__(self, park: Park, lanes: Sequence[Lane], terms: Terms, claims: Claims, pairs: Pairs | None) -> None:
+        self.is_close = False
+        self.unsent: collections.deque[Parked] = collections.deque()
+        self._claims = claims
+        self._pairs = pairs
+        self._quiet_looks = 0
+        self.is_stressed = False
+        self._park = park
+        self._lanes = lanes
+        self._terms = terms
+        self._limits = Limits.of(terms)
+        self._busy_since = math.inf
+        self._is_draining = False
+        self._next_look = 0.0
+        self._next_close_look = 0.0
+
+    def deadline(self) -> float:
+        """When to ``look`` next; never while nothing is parked."""
+        if self.is_close or self.unsent:
+            return self._next_close_look
+        return self._next_look if self._park else math.inf
+
+    def look(self, now: float) -> None:
+        """End what is due, at most every ``SOON``; while every lane is busy, give what is ready to others."""
+        if self.is_close or self.unsent:
+            self._next_close_look = now + CLOSE_LOOK
+            self._look_closely()
+        if not self._is_draining:
+            self._watch_stress(now)
+        if now < self._next_look:
+            return
+        for parked in self._park.due(now, self._limits):
+            self.end(parked)
+        self._next_look = max(now + SOON, min(now + TICK, self._park.nearest(self._limits)))
+
+    def tick(self) -> None:
+        """Once a second: what status shows, and this worker's share of ``max_parked``."""
+        self._park.quota = max(1, self._terms.max_parked - self._park.row.parked_by_others(self._claims.rows))
+        oldest = self._park.oldest()
+        self._park.row.oldest(0 if oldest == math.inf else int(oldest * 1e9), is_stressed=self.is_stressed)
+
+    def drain(self, now: float, *, hand_over: bool) -> None:
+        """The worker leaves. What may go to another worker does, if others go on; of the rest, conversations between
+        two requests end now, and who has not spoken has a little time."""
+        self._is_draining = True
+        self._park.part()
+        if hand_over and self._pairs is not None:
+            for parked in self._park.movable(may_move):
+                if parked.conversation is None:
+                    self.unsent.append(parked)
+                else:
+                    parked.is_leaving = True
+                    self._park.pass_to_lane(parked)
+            self._send_unsent()
+        patience = min(DRAIN_PATIENCE, self._terms.graceful_timeout)
+        grace = Limits(patience, Outcome.CUT, min(patience, self._limits.head), -math.inf, Outcome.SERVED)
+        self._limits = grace
+        self._next_look = 0.0
+        self.look(now)
+
+    def cut(self) -> None:
+        """Close what is left."""
+        left = self._park.due(math.inf, Limits(0.0, Outcome.CUT, 0.0, 0.0, Outcome.CUT))
+        for parked in [*left, *self.unsent]:
+            parked.ending = Outcome.CUT
+            self._park.drop(parked)
+        self.unsent.clear()
+
+    def end(self, parked: Parked) -> None:
+        """One that no handler has is closed here; a conversation's handler is finished by the next free lane."""
+        if parked.conversation is None:
+            self._park.drop(parked)
+        else:
+            self._park.pass_to_lane(parked)
+
+    def hand_over(self, parked: Parked) -> bool:
+        """For a lane: what was a conversation is another worker's now, or will be. False: it cannot be."""
+        if self._pairs is None:
+            return False
+        parked.conversation = None
+        self.unsent.append(parked)
+        return True
+
+    def _look_closely(self) -> None:
+        self._send_unsent()
+        if self._is_draining:
+            return
+        self.is_close = False  # before the look: a lane that takes a connection after it sets it again
+        if all(lane.request is not None for lane in self._lanes):
+            self._quiet_looks = 0
+            self._relieve()
+        else:
+            self._quiet_looks += 1
+        self.is_close = self.is_close or self._quiet_looks < QUIET_LOOKS
+
+    def _relieve(self) -> None:
+        """Every lane is busy: those that are ready go to workers that have time, as many as these have lanes."""
+        if self._pairs is None or not (idle := self._park.row.idle_lanes(self._claims.rows)):
+            return
+        for parked in self._park.overdue(idle):
+            if not (may_leave(parked) and self._park.send(parked, functools.partial(send, self._pairs.ready))):
+                self._park.pass_to_lane(parked)
+
+    def _send_unsent(self) -> None:
+        while self._pairs is not None and self.unsent:
+            if not self._park.send(self.unsent[0], functools.partial(send, self._pairs.waiting)):
+                break
+            self.unsent.popleft()
+
+    def _watch_stress(self, now: float) -> None:
+        busy = sum(lane.request is not None for lane in self._lanes)
+        if busy < STRESS_SHARE * len(self._lanes):
+            self._busy_since = math.inf
+        elif self._busy_since == math.inf:
+            self._busy_since = now
+        is_stressed = now - self._busy_since >= STRESS_AFTER
+        if is_stressed != self.is_stressed:
+            self.is_stressed = is_stressed
+            self._limits = Limits.of(self._terms, STRESS_SHRINK if is_stressed else 1.0)
+            self._next_look = 0.0

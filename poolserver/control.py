@@ -1,0 +1,305 @@
+"""The control socket: one JSON object a line in, one a line out.
+
+    {"command": "scale", "number": 4}      {"ok": true, "reason": ""}
+    {"command": "status"}                  {"ok": true, "reason": "", "status": {…}}
+
+The server half, which runs in the master's loop and never waits for a client; the client half is ``remote.py``. What a
+command means is the pool's affair.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+from poolserver import rendezvous
+from poolserver.commands import CONTROL_COMMANDS
+from poolserver.errors import PoolserverError, SystemRefusedError
+from poolserver.events import Asked, Event
+from poolserver.listener import Listener, Options, bind_all
+from poolserver.remote import Server
+
+_log = logging.getLogger("poolserver")
+
+MAX_CLIENTS = 16
+"""Whoever comes when all places are taken gets that of the client that has kept us waiting longest."""
+
+MAX_REQUEST_BYTES = 4096
+"""The longest request is a tenth of it."""
+
+PATIENCE = 5.0
+"""Seconds that a client has to make its request, and again to take the reply."""
+
+BACKLOG = 128
+"""Connections that the kernel keeps between two turns of the loop."""
+
+PAUSE = 0.1
+"""Seconds without accepting when descriptors have run out: the listener stays ready, and would spin the loop."""
+
+MAX_ACCEPTED = 64
+"""Connections taken in one turn: a thousand that come at once must not keep the workers waiting."""
+
+Question = Callable[[int], Mapping[str, object] | None]
+"""What is asked, by which client: the reply, or None when ``answer`` will give it."""
+
+
+class _Client:
+    """A connection, as the server half sees it: it asks, waits for the answer, takes it, and may ask again."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self.sock = sock
+        self.deadline = deadline
+        self.received = b""
+        self.unsent = memoryview(b"")
+        self.is_waiting = False
+        self.is_last = False
+
+    @property
+    def interest(self) -> int:
+        """What to poll it for; hang-ups are told in any case, so that one that waits can leave."""
+        if self.unsent:
+            return select.POLLOUT
+        return 0 if self.is_waiting else select.POLLIN
+
+    @property
+    def has_request(self) -> bool:
+        return not (self.is_waiting or self.unsent) and b"\n" in self.received
+
+    def receive(self) -> bool:
+        """Take what came. False: that was the end."""
+        octets = self.sock.recv(MAX_REQUEST_BYTES + 1)
+        self.received += octets
+        return bool(octets)
+
+
+class ControlSocket:
+    """The server half. Owns the listener and the clients' connections until ``close``; runs in the master.
+
+    Only root and the user that the server runs as are answered. Source: unix(7), SO_PEERCRED.
+    """
+
+    def __init__(self, listener: Listener, name: str) -> None:
+        self.listener = listener
+        self._questions: dict[str, Question] = {"who": lambda _asker: {"name": name, "pid": os.getpid()}}
+        self._clients: dict[int, _Client] = {}
+        self._next_asker = 1
+        self._paused_until = 0.0
+
+    def serve(self, questions: Mapping[str, Question]) -> None:
+        """Answer these questions, too. All other words are commands, which become events."""
+        self._questions |= questions
+
+    def interests(self) -> dict[int, int]:
+        """What to poll: descriptors, and for which events."""
+        found = {client.sock.fileno(): client.interest for client in self._clients.values()}
+        return found if self._paused_until else found | {self.listener.socket.fileno(): select.POLLIN}
+
+    def deadline(self) -> float:
+        """When to call ``attend`` at the latest, in monotonic seconds."""
+        deadlines = [0.0 if client.has_request else client.deadline for client in self._clients.values()]
+        return min([self._paused_until or math.inf, *deadlines])
+
+    def attend(self, ready: Collection[int], now: float) -> list[Event]:
+        """Do what can be done without waiting; what was asked of the pool comes back as events.
+
+        Each client has at most one request taken in a turn, and all that ask the same share one answer: no number of
+        them makes a turn long.
+        """
+        events: list[Event] = []
+        answered: dict[str, bytes] = {}
+        for asker, client in list(self._clients.items()):
+            if client.deadline <= now:
+                self._drop(asker)
+            elif client.has_request or client.sock.fileno() in ready:
+                try:
+                    events += self._converse(asker, client, answered, now)
+                except OSError:
+                    self._drop(asker)  # reset, or gone with its reply unread
+        if self._paused_until <= now:
+            self._paused_until = 0.0
+            self._accept(now)
+        return events
+
+    def answer(self, asker: int, ok: bool, reason: str = "", **more: object) -> None:
+        """The outcome of what ``asker`` had asked; one that has left meanwhile is told nothing."""
+        client = self._clients.get(asker)
+        if client is not None and client.is_waiting:
+            client.is_waiting = False
+            self._reply(asker, client, _line(ok, reason, **more), time.monotonic())
+
+    def close(self) -> None:
+        """The end of the service. What was answered is on its way; whoever still waits sees the end of file."""
+        for asker in list(self._clients):
+            self._drop(asker)
+        self.listener.close()
+
+    def close_in_child(self) -> None:
+        """In a forked child: its copies. A client must see the end of the master, not of the last worker."""
+        for client in self._clients.values():
+            client.sock.close()
+        self.listener.socket.close()
+
+    def _accept(self, now: float) -> None:
+        for _ in range(MAX_ACCEPTED):
+            try:
+                sock, _ = self.listener.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                self._paused_until = now + PAUSE  # no descriptor: who came waits in the backlog
+                return
+            sock.setblocking(False)
+            client = _Client(sock, now + PATIENCE)
+            refusal = "" if _is_allowed(sock) else "only root and the server's own user may ask"
+            if not (refusal or self._make_room()):
+                refusal = f"{MAX_CLIENTS} clients are waiting for answers already"
+            asker, self._next_asker = self._next_asker, self._next_asker + 1
+            self._clients[asker] = client
+            if refusal:
+                self._refuse(asker, client, refusal, now)
+
+    def _make_room(self) -> bool:
+        if len(self._clients) < MAX_CLIENTS:
+            return True
+        slow = [(client.deadline, asker) for asker, client in self._clients.items() if not client.is_waiting]
+        if slow:
+            self._drop(min(slow)[1])
+        return bool(slow)
+
+    def _converse(self, asker: int, client: _Client, answered: dict[str, bytes], now: float) -> list[Event]:
+        if client.unsent:
+            self._send(asker, client, now)
+        elif client.is_waiting:
+            self._drop(asker)  # polled for hang-ups alone: it has left, and its command goes on
+        elif not (client.has_request or client.receive()):
+            self._drop(asker)
+        elif len(client.received) > MAX_REQUEST_BYTES:
+            self._refuse(asker, client, f"a request has at most {MAX_REQUEST_BYTES} bytes", now)
+        elif client.has_request:
+            return self._take(asker, client, answered, now)
+        return []
+
+    def _take(self, asker: int, client: _Client, answered: dict[str, bytes], now: float) -> list[Event]:
+        line, _, client.received = client.received.partition(b"\n")
+        try:
+            word, number = parse(line, self._questions)
+        except ValueError as error:
+            self._refuse(asker, client, str(error), now)
+            return []
+        client.is_waiting = True
+        client.deadline = math.inf
+        if word not in self._questions:
+            return [Asked(CONTROL_COMMANDS[word], asker, number)]
+        if word not in answered:
+            found = self._questions[word](asker)
+            if found is None:
+                return []
+            answered[word] = _line(True, "", **found)
+        client.is_waiting = False
+        self._reply(asker, client, answered[word], now)
+        return []
+
+    def _refuse(self, asker: int, client: _Client, reason: str, now: float) -> None:
+        client.is_last = True
+        self._reply(asker, client, _line(False, reason), now)
+
+    def _reply(self, asker: int, client: _Client, line: bytes, now: float) -> None:
+        client.deadline = now + PATIENCE
+        client.unsent = memoryview(line)
+        try:
+            self._send(asker, client, now)
+        except OSError:
+            self._drop(asker)  # it has left
+
+    def _send(self, asker: int, client: _Client, now: float) -> None:
+        try:
+            client.unsent = client.unsent[client.sock.send(client.unsent) :]
+        except BlockingIOError:
+            return  # it does not read; its time runs
+        if client.unsent:
+            return
+        client.deadline = now + PATIENCE
+        if client.is_last:
+            self._drop(asker)
+
+    def _drop(self, asker: int) -> None:
+        self._clients.pop(asker).sock.close()
+
+
+def parse(line: bytes, questions: Collection[str]) -> tuple[str, int]:
+    """A request's word and number, whatever was sent.
+
+    Raises:
+        ValueError: it is no request; the message says why.
+    """
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError('want one JSON object a line, such as {"command": "status"}') from None
+    word = request.get("command") if isinstance(request, dict) else None
+    known = [*questions, *CONTROL_COMMANDS]
+    if not isinstance(word, str) or word not in known:
+        raise ValueError(f"unknown command (known: {', '.join(known)})")
+    number = request.get("number", 0)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 2**31:
+        raise ValueError(f"{word}: number must be a whole number")
+    return word, number
+
+
+def _line(ok: bool, reason: str, **more: object) -> bytes:
+    return json.dumps({"ok": ok, "reason": reason, **more}, separators=(",", ":")).encode() + b"\n"
+
+
+def _is_allowed(sock: socket.socket) -> bool:
+    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid in (0, os.geteuid())
+
+
+@contextlib.contextmanager
+def opened(configured: str, name: str, mode: int, environ: Mapping[str, str]) -> Iterator[ControlSocket | None]:
+    """A control socket for the block; its file is removed after it. A stale file is replaced, a live server never.
+
+    Args:
+        configured: Its path; empty = the one that the server's name has by default. Where that cannot be used, as on a
+            read-only disk, there is none (None), which is said: the service is worth more.
+        name: The server's.
+        mode: The file's permissions.
+        environ: Where default paths begin.
+
+    Raises:
+        SystemRefusedError: a server answers there already, which is named; or the configured path cannot be used.
+    """
+    path = Path(configured) if configured else rendezvous.default_path(name, environ, os.geteuid())
+    try:
+        if not configured:
+            rendezvous.make_folder(path.parent)
+        (listener,) = bind_all([f"unix:{path}"], Options(backlog=BACKLOG, unix_mode=mode))
+    except (OSError, PoolserverError) as error:
+        if who := _owner_of(path):
+            text = f"{who} answers at {path} already: give this one another server.name, or its own control.socket"
+            raise SystemRefusedError(text) from error
+        if configured:
+            raise SystemRefusedError(f"control.socket: {error}") from error
+        _log.warning("no control socket, so signals alone are obeyed; set control.socket: %s", error)
+        yield None
+        return
+    control = ControlSocket(listener, name)
+    try:
+        yield control
+    finally:
+        control.close()
+
+
+def _owner_of(path: Path) -> str:
+    try:
+        with Server.at(path) as server:
+            return str(server)
+    except PoolserverError:
+        return ""  # the reason is another, or who holds it is no server of ours

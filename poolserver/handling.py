@@ -1,0 +1,214 @@
+"""What a lane does with a connection that it has: socketserver's public hooks, in their documented order.
+
+Whatever a hook of the user's code raises, the lane lives on.
+"""
+
+import math
+import sys
+import time
+from typing import Any, Protocol
+
+from poolserver import process
+from poolserver.adapter import LaneServer, log_error, peer_name
+from poolserver.conversation import Conversation
+from poolserver.door import Door
+from poolserver.failures import log_failure
+from poolserver.park import Park, Parked
+from poolserver.scoreboard import Outcome, Row
+from poolserver.shortage import Shortage
+from poolserver.station import Station, Terms
+from poolserver.tcp_info import is_idle, is_reset
+from poolserver.waits import Verdict
+from poolserver.wakeups import Wakeups
+
+MAX_TURNS = 16
+"""Exchanges in a row that a client gets by sending them all at once; then others have their turn."""
+
+
+class CrewOfLane(Protocol):
+    """What a lane asks of its crew."""
+
+    stations: dict[int, Station]
+    wakeups: Wakeups[Any]
+    serves_queue: bool
+    shortage: Shortage
+
+    @property
+    def is_leaving(self) -> bool: ...
+
+    @property
+    def has_parked(self) -> bool: ...
+
+    @property
+    def terms(self) -> Terms: ...
+
+    @property
+    def door(self) -> Door: ...
+
+    @property
+    def park(self) -> Park: ...
+
+    def watch_closely(self) -> None: ...
+
+    def hand_over(self, parked: Parked) -> bool: ...
+
+    def mend(self, station: Station, error: OSError) -> None: ...
+
+
+class Handling:
+    """Runs in a lane's thread.
+
+    ``request`` and ``address`` are the connection it has, None while idle, for the crew to see.
+    """
+
+    def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
+        self.number = number
+        self.request: Any = None
+        self.address: Any = None
+        self.deadline = math.inf
+        self._began = 0.0
+        self._ended_from_outside: tuple[Any, Outcome] | None = None
+        self._suspended: Conversation | None = None
+        self._door = None if crew.door.is_open else crew.door
+        self._handler_timeout = crew.terms.handler_timeout
+        self._forks = process.fork_count()
+        self._crew = crew
+        self._row = row
+        self._parked = crew.park.by_fd
+
+    @property
+    def is_ended_from_outside(self) -> bool:
+        """Whether the connection was shut down under its handler."""
+        ended = self._ended_from_outside
+        return ended is not None and ended[0] is self.request
+
+    def end_as(self, request: object, outcome: Outcome) -> None:
+        """``request`` ends as ``outcome``, whatever its handler does now, unless this lane has another by then."""
+        self._ended_from_outside = (request, outcome)
+
+    def mark_hung(self) -> None:
+        """Write it on the scoreboard: the lane itself cannot."""
+        self._row.hung()
+
+    def on_closing(self, request: object) -> None:
+        """The connection is about to be closed: was it the idle time-out that ended it?"""
+        process.leave_if_forked(self._forks)
+        idle = self._station.idle_timeout
+        lasted = time.monotonic() - self._began
+        if idle and lasted >= idle and self._ended_from_outside is None and is_idle(request, idle):
+            self.end_as(request, Outcome.TIMEOUT_IDLE)
+
+    def _handle(self, station: Station, request: Any, address: Any, parked: Parked | None = None) -> None:
+        """One connection, from admission to the closed ticket or the park, through the hooks in their documented
+        order."""
+        row, server = self._row, station.server
+        self._station = station
+        self.address = address
+        self.request = request
+        if self._parked:
+            self._crew.watch_closely()
+        self._began = time.monotonic()
+        if self._handler_timeout:
+            self.deadline = self._began + self._handler_timeout
+        try:
+            end = self._serve(server, request, address, parked)
+        except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included
+            process.leave_if_forked(self._forks)
+            end = Outcome.ERRORS
+            self._on_failure(server, request, address)
+        process.leave_if_forked(self._forks)
+        self.request = None
+        if self._ended_from_outside is not None:
+            cut, outcome = self._ended_from_outside
+            end, self._ended_from_outside = (outcome if cut is request else end), None
+        if self._suspended is not None:
+            self._suspend(request, address)
+            return
+        row.end(end)
+        if self._door is not None:
+            self._door.closed(row)
+
+    def _suspend(self, request: Any, address: Any) -> None:
+        """The conversation goes on when the client speaks again."""
+        conversation, self._suspended = self._suspended, None
+        parked = Parked(self._station, request, address, time.monotonic(), self._claim(), conversation, is_between=True)
+        self._row.idle()
+        if conversation is not None and conversation.has_input():
+            self._crew.park.pass_on(parked, self._row.number)  # no epoll would tell of what is read already
+        else:
+            self._park(parked)
+
+    def _serve(self, server: LaneServer, request: Any, address: Any, parked: Parked | None) -> Outcome:
+        """The hooks, unless the client is gone already."""
+        if parked is not None and parked.conversation is not None:
+            parked.conversation.go_on(is_last=parked.verdict is Verdict.ENDED)
+            return self._converse(server, request, parked.conversation)
+        if self._station.is_tcp and is_reset(request):
+            server.shutdown_request(request)
+            return Outcome.REFUSED_RESET
+        if not server.verify_request(request, address):
+            server.shutdown_request(request)
+            return Outcome.REFUSED_VERIFY
+        if self._station.is_conversational:
+            conversation = Conversation(server.RequestHandlerClass, request, address, server)
+            return self._converse(server, request, conversation)
+        server.process_request(request, address)
+        return Outcome.SERVED
+
+    def _converse(self, server: LaneServer, request: Any, conversation: Conversation) -> Outcome:
+        """After an exchange: as many more as the client has sent already, within bounds; then it is over or is
+        suspended."""
+        for _ in range(MAX_TURNS):
+            if conversation.is_over or not conversation.has_input():
+                break
+            conversation.go_on()
+        if not conversation.is_over and (self._crew.is_leaving or self.is_ended_from_outside):
+            conversation.end()
+        if conversation.is_over:
+            server.shutdown_request(request)
+        else:
+            self._suspended = conversation
+        return Outcome.SERVED
+
+    def _on_failure(self, server: LaneServer, request: Any, address: Any) -> None:
+        """As BaseServer does: ``handle_error`` for what is an Exception, then ``shutdown_request`` in any case."""
+        try:
+            if isinstance(sys.exception(), Exception):
+                server.handle_error(request, address)
+            else:
+                log_error(address)
+        except BaseException:  # noqa: BLE001 - handle_error may itself raise; CPython's tests do it
+            self._report("handle_error failed for %s", peer_name(address))
+        try:
+            server.shutdown_request(request)
+        except BaseException:  # noqa: BLE001 - likewise the user's to override
+            self._report("shutdown_request failed for %s", peer_name(address))
+
+    def _claim(self) -> int:
+        return self._door.claimed(self._row) if self._door is not None else 0
+
+    def _park(self, parked: Parked) -> None:
+        """Leave it to the park, and end whoever must go for it."""
+        victim = self._crew.park.add(parked, self._row.number)
+        if victim is not None:
+            self._end(victim)
+
+    def _end(self, parked: Parked) -> None:
+        """It waited in vain: a handler that it has is finished, as at the end of its input."""
+        if parked.conversation is not None:
+            self._station = parked.station
+            try:
+                parked.conversation.end()
+            except BaseException:  # noqa: BLE001 - finish() is the user's
+                process.leave_if_forked(self._forks)
+                self._on_failure(parked.station.server, parked.request, parked.address)
+                parked.is_leaving = False
+        if not (parked.is_leaving and self._crew.hand_over(parked)):
+            self._crew.park.drop(parked)
+
+    def _report(self, text: str, *args: object) -> None:
+        """Log an exception that has no other place to go. A log that cannot be written is no reason to die."""
+        try:
+            log_failure(text, *args)
+        except BaseException:  # noqa: BLE001
+            pass  # raised by a handler of the user's logging configuration: there is nowhere left to say so

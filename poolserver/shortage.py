@@ -1,0 +1,55 @@
+"""Out of descriptors or memory: how the lanes of one crew hold back and say so once."""
+
+import errno
+import logging
+import threading
+import time
+
+_log = logging.getLogger("poolserver")
+
+PAUSE = 0.1
+"""Seconds without accepting when descriptors have run out (HAProxy's figure; nginx has 0.5)."""
+
+RELIEF = 1.0
+"""Seconds without a shortage that end an episode: at the limit each descriptor that is given back ends one otherwise,
+and each that is taken begins the next."""
+
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Shortage:
+    """Out of descriptors or memory: one line for each episode, whichever lane of the crew meets it first.
+
+    While it ``is_on``, lanes try accept(2) after each pause instead of waiting for the listener: one that waits there
+    takes wake-ups from sibling workers that could serve.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self._is_told = False
+        self._since = 0.0
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    def begin(self, error: OSError) -> None:
+        with self._lock:
+            self.is_on = True
+            if self._is_told:
+                return
+            self._is_told = True
+            self._since = time.monotonic()
+        _log.error("accepting is paused: %s; raise LimitNOFILE, or serve fewer at once", error.strerror)
+
+    def end(self) -> None:
+        with self._lock:
+            if self.is_on:
+                self.is_on = False
+                self._until = time.monotonic()
+
+    def settle(self, now: float) -> None:
+        """For the watcher, at each tick: say that the episode is over once it is."""
+        with self._lock:
+            if self.is_on or not self._is_told or now < self._until + RELIEF:
+                return
+            self._is_told = False
+        _log.warning("accepting again after %.1f s", self._until - self._since)

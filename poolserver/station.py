@@ -1,0 +1,63 @@
+"""Where lanes serve: a server object with its listener, and the terms of a crew. Plain values."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from poolserver.adapter import LaneServer
+from poolserver.admission import Limits
+from poolserver.waits import Wait
+
+
+@dataclass(eq=False)
+class Station:
+    """A server object and the descriptor that its lanes wait on.
+
+    ``queued`` bounds what is taken from it while draining.
+    """
+
+    server: LaneServer
+    fd: int
+    is_stream: bool
+    is_tcp: bool
+    is_unix_stream: bool
+    idle_timeout: float
+    sockaddr: Any
+    """What the listener is bound to, to be bound to again."""
+    url: str = ""
+    wait: Wait = Wait.NONE
+    """What a connection must have sent before a lane is given to it."""
+    between: Wait = Wait.DATA
+    """The same between two exchanges of a conversation."""
+    defer_accept: float = 0.0
+    """Seconds for which the kernel itself keeps a connection that has sent nothing (TCP_DEFER_ACCEPT)."""
+    is_conversational: bool = False
+    is_movable: bool = False
+    """Whether another worker may go on with a conversation, by a new handler object."""
+    may_block: bool = False
+    """``get_request`` is the user's own and may take its time, over a TLS handshake, say."""
+    queued: int = 0
+
+    def is_intact(self) -> bool:
+        """Whether the server's descriptor still is the listener: a closed number soon is another's connection."""
+        try:
+            return os.path.sameopenfile(self.server.socket.fileno(), self.fd)
+        except OSError:
+            return False  # EBADF: closed
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which terms a crew serves. Times in seconds; 0 = off, but for ``graceful_timeout``, where 0 = cut at once."""
+
+    backlog: int = 1024
+    graceful_timeout: float = 30.0
+    handler_timeout: float = 0.0
+    first_byte_timeout: float = 0.0
+    head_timeout: float = 30.0
+    keep_alive: float = 75.0
+    wait_for: str = "auto"
+    max_head: int = 16384
+    max_parked: int = 10000
+    limits: Limits = Limits()  # noqa: RUF009 - frozen
+    service_interval: float = 0.5

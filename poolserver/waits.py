@@ -1,0 +1,57 @@
+"""What a connection must have sent before a lane is given to it (``parking.wait_for``). Pure: octets in, verdict out.
+
+FreeBSD's accept filters are the model. Source: accf_data(9), accf_http(9).
+"""
+
+import enum
+
+
+class Wait(enum.StrEnum):
+    """What is waited for; the values are the configuration's words."""
+
+    NONE = "none"  # the server may speak first
+    DATA = "data"  # a first byte
+    LINE = "line"  # a complete line
+    HTTP = "http"  # a complete request head
+
+
+class Verdict(enum.Enum):
+    """How far a connection is."""
+
+    SILENT = "silent"  # nothing unread
+    PARTIAL = "partial"
+    COMPLETE = "complete"
+    ENDED = "ended"  # no more will come: the handler is to see it
+    TOO_LONG = "too long"
+    RESET = "reset"
+
+
+def judge(wait: Wait, octets: bytes, most: int) -> Verdict:
+    """Say whether ``octets``, the unread input of a connection, hold what is waited for.
+
+    Args:
+        wait: What is waited for.
+        octets: What has come and is unread, at most ``most`` of it.
+        most: A line or head of so many bytes that is still not complete is too long.
+    """
+    if not octets:
+        return Verdict.COMPLETE if wait is Wait.NONE else Verdict.SILENT
+    if _has_head(octets) if wait is Wait.HTTP else wait is not Wait.LINE or b"\n" in octets:
+        return Verdict.COMPLETE
+    return Verdict.TOO_LONG if len(octets) >= most else Verdict.PARTIAL
+
+
+def _has_head(octets: bytes) -> bool:
+    """Whether an HTTP request head is complete, as ``http.server`` reads it: up to an empty line, ended by CR LF or LF.
+
+    A first line that is no request is answered by itself.
+    """
+    end = octets.find(b"\n")
+    if end < 0:
+        return False
+    if octets.find(b"\n\r\n", end) >= 0 or octets.find(b"\n\n", end) >= 0:
+        return True
+    words = octets[:end].split()
+    return not (
+        (len(words) == 3 and words[2].startswith(b"HTTP/1")) or (len(words) == 2 and words[0] == b"GET")  # HTTP/0.9
+    )

@@ -1,0 +1,47 @@
+"""Hazards that ``poolserver check`` names: when, on which configuration."""
+
+import pytest
+
+from poolserver.check import examine
+from poolserver.config import from_sections
+
+TCP, TCP6, UNIX, UDP = "tcp://127.0.0.1:0", "tcp://[::1]:0", "unix:s.sock", "udp://127.0.0.1:0"
+PUBLIC, PASSED = "tcp://0.0.0.0:0", "fd://3"
+LOCAL = "127.0.0.0/8"
+
+
+def hazards(bind: list[str], **limits: object) -> str:
+    handler = "poolserver.examples.echo:EchoHandler"
+    return "\n".join(examine(from_sections({"server": {"handler": handler, "bind": bind}, "limits": limits})).hazards)
+
+
+@pytest.mark.parametrize(
+    ("bind", "limits"),
+    [
+        ([TCP], {"per_source": 4}),
+        ([TCP6, UDP], {"rate_per_source": "20/s"}),
+        ([UNIX], {"rate_per_source": "20/s", "exempt": [LOCAL]}),
+        ([TCP, UNIX], {"per_source": 4, "exempt": [LOCAL]}),
+    ],
+)
+def test_limits_by_source_where_every_peer_is_local_are_a_hazard(bind: list[str], limits: dict[str, object]) -> None:
+    """All clients of a proxy are one source then."""
+    assert "all clients of a local proxy count as one source" in hazards(bind, **limits)
+
+
+@pytest.mark.parametrize(
+    ("bind", "limits"),
+    [
+        ([TCP], {}),
+        ([TCP], {"deny": ["192.0.2.1"]}),
+        ([TCP, PUBLIC], {"rate_per_source": "20/s"}),
+        ([TCP], {"per_source": 4, "exempt": [LOCAL]}),
+        ([PASSED], {"rate_per_source": "20/s"}),
+        ([UDP], {"rate_per_source": "20/s"}),
+    ],
+)
+def test_limits_by_source_are_none_where_peers_differ_or_nobody_is_counted(
+    bind: list[str], limits: dict[str, object]
+) -> None:
+    """Strangers connect too, the proxy is exempt, a passed descriptor may be anything, or nothing is limited."""
+    assert "local proxy" not in hazards(bind, **limits)
