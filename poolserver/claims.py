@@ -30,6 +30,7 @@ _TRANSIT = _USED + MAX_BERTHS
 _TABLES = _TRANSIT + MAX_BERTHS * TRANSITS
 _TABLE_WORDS = 2 * TRACKED
 _WORDS = _TABLES + MAX_BERTHS * _TABLE_WORDS
+_NOBODY = bytes(MAX_BERTHS << 3)  # the words from _USED on where no worker has anybody parked or on the way
 
 
 class Claims:
@@ -72,8 +73,9 @@ class Claims:
         """How many connections ``source`` has in the whole pool."""
         words, memory, digest = self._words, self._memory, source.digest
         count = memory[: words[_ROWS] << 3].count(digest)
-        used = words[_USED : _USED + words[_WORKERS]].tolist()
-        if any(used):
+        workers = words[_WORKERS]
+        if not _NOBODY.startswith(memory[_USED << 3 : (_USED + workers) << 3]):
+            used = words[_USED : _USED + workers].tolist()
             count += memory[_TRANSIT << 3 : (_TRANSIT + TRANSITS * len(used)) << 3].count(digest)
             count += sum(self._parked_at(worker, source.number) for worker, parked in enumerate(used) if parked)
         return count
