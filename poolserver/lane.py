@@ -147,7 +147,7 @@ class Lane(Handling):
         parked = self._crew.park.take(post) if isinstance(post, int) and post >= 0 else post
         if not isinstance(parked, Parked):
             return
-        if parked.ending is not None:
+        if parked.ending is not None or parked.is_leaving:
             self._end(parked)
             return
         self._crew.park.give(parked, self._row.number)
