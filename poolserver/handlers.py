@@ -20,6 +20,7 @@ from poolserver.adapter import LaneServer, adapted, passed_over
 from poolserver.address import Address
 from poolserver.conversation import handler_class, is_conversational, is_movable
 from poolserver.errors import ConfigError
+from poolserver.functions import FunctionHandler, handler_around
 from poolserver.listener import Listener
 from poolserver.shared_socket import SharedSocket
 from poolserver.station import Station, Terms
@@ -82,11 +83,10 @@ def service_of(attribute: Any, handler: str, server_class: str) -> Service:
                 f"server.handler: {handler} is a server class, and so is server.server_class: give one of them"
             )
         return _service_of(attribute, handler)
+    if inspect.isroutine(attribute):
+        return Service(handler_around(attribute, handler), chosen)
     if not (isinstance(attribute, type) and issubclass(attribute, socketserver.BaseRequestHandler)):
-        raise ConfigError(
-            f"server.handler: {handler} is {_kind(attribute)}; want a subclass of socketserver.BaseRequestHandler,"
-            " or a socketserver server class with a RequestHandlerClass of its own"
-        )
+        raise ConfigError(f"server.handler: {handler} is {_kind(attribute)}{_remedy(attribute)}")
     return Service(attribute, chosen)
 
 
@@ -100,6 +100,11 @@ def fitting(service: Service, address: Address) -> None:
     unfit = _DATAGRAM_ONLY if address.is_stream else _STREAM_ONLY
     if isinstance(handler, type) and issubclass(handler, unfit):
         raise ConfigError(f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}")
+    if isinstance(handler, type) and issubclass(handler, FunctionHandler) and not address.is_stream:
+        raise ConfigError(
+            f"server.handler: {handler.__name__} is a plain function, which serves connections and cannot serve"
+            f" {address.url}; want a socketserver.DatagramRequestHandler"
+        )
 
 
 def stations(service: Service, listeners: Sequence[Listener], terms: Terms) -> list[Station]:
@@ -270,6 +275,16 @@ def _import(spec: str, key: str) -> Any:
         except AttributeError:
             raise ConfigError(f"{key}: module {module_name} has no {path!r}") from None
     return found
+
+
+def _remedy(attribute: Any) -> str:
+    bases = attribute.__mro__ if isinstance(attribute, type) else ()
+    if any(base.__module__ == "asyncio.protocols" for base in bases):
+        return ", an asyncio protocol, which this version cannot serve"
+    return (
+        "; want a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address),"
+        " or a socketserver server class with a RequestHandlerClass of its own"
+    )
 
 
 def _kind(attribute: Any) -> str:

@@ -39,7 +39,7 @@ _log = logging.getLogger("poolserver")
 
 
 def serve(
-    handler: str | type,
+    handler: str | Callable[..., object],
     bind: str | Sequence[str] = "tcp://127.0.0.1:20000",
     workers: int | Literal["auto"] = "auto",
     threads: int = 8,
@@ -48,7 +48,7 @@ def serve(
     """Serve ``handler`` as ``poolserver run`` does, until a signal ends it. Call it from the main thread.
 
     Args:
-        handler: ``"package.module:attribute"``, or the class itself.
+        handler: ``"package.module:attribute"``, or the class or function itself.
         bind: One bind URL or several.
         workers: Worker processes; ``"auto"`` = the cores available, 0 = everything in this process.
         threads: Lanes in each worker.
@@ -66,12 +66,12 @@ def serve(
     run(config.from_sections(given), None if isinstance(handler, str) else handler)
 
 
-def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool = False) -> None:
+def run(loaded: Loaded, handler: Callable[..., object] | None = None, *, is_whole_process: bool = False) -> None:
     """Serve until told to stop.
 
     Args:
         loaded: The configuration.
-        handler: The class, where the caller has it already.
+        handler: The class or function, where the caller has it already.
         is_whole_process: Nothing else goes on in this process, before or after.
 
     Raises:
@@ -219,7 +219,7 @@ def resident_spawn(
 
 def _supervise(
     settings: Config,
-    handler: type | None,
+    handler: Callable[..., object] | None,
     inbox: signals.Inbox[Command],
     listeners: list[Listener],
     asked: ControlSocket | None,
@@ -272,7 +272,7 @@ def _supervise(
     _log.info("stopped: %s", ", ".join(f"{count} {name}" for name, count in totals.items()))
 
 
-def _load(settings: Config, handler: type | None) -> handlers.Service:
+def _load(settings: Config, handler: Callable[..., object] | None) -> handlers.Service:
     section = settings.server
     if handler is None:
         return handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
