@@ -19,6 +19,7 @@ from typing import Any, ClassVar, cast
 from poolserver.adapter import LaneServer, adapted, passed_over
 from poolserver.address import Address
 from poolserver.conversation import handler_class, is_conversational, is_movable
+from poolserver.datagrams import shared
 from poolserver.errors import ConfigError
 from poolserver.functions import FunctionHandler, handler_around
 from poolserver.listener import Listener
@@ -204,7 +205,7 @@ def refuse_wrapped(sock: socket.socket) -> None:
 
 def _server_for(service: Service, listener: Listener) -> LaneServer:
     stock = service.server_class or _stock_class(service.handler, listener)
-    names = {"address_family": listener.address.family, "seat": SharedSocket.over(listener.socket)}
+    names = {"address_family": listener.address.family, "seat": shared(listener.socket)}
     cls = type(stock.__name__, (_Seated, adapted(stock)), names | {"__module__": stock.__module__})
     try:
         server = cast(_Seated, _call(cls, listener.socket.getsockname(), service.handler))

@@ -128,6 +128,8 @@ def adopt(sock: socket.socket, options: Options) -> Listener:
     name = sock.getsockname()
     sockaddr = os.fsdecode(name) if sock.family == socket.AF_UNIX else name[:2]
     sock.setblocking(False)
+    if scheme == "udp":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)  # which systemd sets: see _bound
     address = Address(scheme, socket.AddressFamily(sock.family), sockaddr)
     set_inherited_options(sock, address, options)
     return Listener(address, sock, options, is_adopted=True)

@@ -15,18 +15,18 @@ from poolserver.errors import SystemRefusedError
 MAX_WORKERS = 1024
 MAX_LANES = 16384
 """Room is made once, before the first fork, since an anonymous mapping cannot grow in processes that have it.
-Pages that nobody touched cost nothing: 8 MiB of address space in all."""
+Pages that nobody touched cost nothing: 10 MiB of address space in all."""
 
-_ROW_WORDS = 64
+_ROW_WORDS = 80
 _ROW_BYTES = _ROW_WORDS * 8
-_HALF_WORDS = 32
+_HALF_WORDS = 40
 """A row has two halves: its lane's, and one that in the first row of a worker is its crew's, in the rest unused."""
 _STATE, _SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
 _NEW, _BETWEEN = range(2)
-_OLDEST, _STRESS = range(27, 29)
+_OLDEST, _STRESS = range(36, 38)
 """Words of the crew's half; its counters stand where a lane's do."""
 
-_PEER_WORD = 26
+_PEER_WORD = 34
 _PEER_BYTES = 48
 """An IPv6 address in brackets with its port is at most 47 characters."""
 _PEER_START = _PEER_WORD * 8
@@ -54,6 +54,7 @@ class Outcome(enum.IntEnum):
     TIMEOUT_KEEP_ALIVE = enum.auto()
     REFUSED_MAX_HEAD = enum.auto()
     REFUSED_MAX_PARKED = enum.auto()
+    REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
     WOULD_PER_SOURCE = enum.auto()
     WOULD_RATE = enum.auto()
     WOULD_DENIED = enum.auto()

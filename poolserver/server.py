@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from poolserver import config, process, signals
+from poolserver import config, datagrams, process, signals
 from poolserver.adapter import LaneServer, pass_over_stock_mixins
 from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
@@ -285,8 +285,7 @@ def _shared(server: PoolMixIn, options: Options) -> Iterator[Listener]:
     own = server.socket
     timeout = own.gettimeout()
     listener = adopt(own, options)
-    shared = SharedSocket.over(own)
-    server.socket = shared
+    server.socket = datagrams.shared(own)
     try:
         yield listener
     finally:
