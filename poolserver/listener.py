@@ -88,7 +88,7 @@ class Listener:
         try:
             set_inherited_options(self.socket, self.address, self.options)
             if self.options.receive_buffer:
-                _set_receive_buffer(self.socket, self.options.receive_buffer)
+                set_receive_buffer(self.socket, self.options.receive_buffer)
             if self.is_stream and not self.is_adopted:
                 self.socket.listen(self.options.backlog)
             if self._inode is not None:
