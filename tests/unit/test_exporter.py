@@ -36,6 +36,15 @@ def test_totals_become_counters() -> None:
     assert found["poolserver_respawns_total", ""] == 6
 
 
+def test_durations_become_a_histogram() -> None:
+    """Cumulated, with the count of all."""
+    found = samples(snapshot(durations={"bounds": [0.1, 1.0], "counts": [3, 2, 1], "sum": 7.5}))
+    buckets = {label: value for (name, label), value in found.items() if name.endswith("seconds_bucket")}
+    assert buckets == {"0.1": 3, "1.0": 5, "+Inf": 6}
+    assert found["poolserver_handler_duration_seconds_count", ""] == 6
+    assert found["poolserver_handler_duration_seconds_sum", ""] == 7.5
+
+
 def test_workers_are_counted_by_state() -> None:
     """Every state is there, so that an alert on one has a zero to compare with."""
     workers = [worker(0, 1), worker(1, 2, state="hung"), worker(2, None, state="stopped", rss=None, cpu=None)]
