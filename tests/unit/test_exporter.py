@@ -1,8 +1,11 @@
 """What a scrape gets, and the supervision of the process that serves it."""
 
+import json
 import math
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -73,6 +76,16 @@ def test_every_metric_is_ours_and_has_a_help() -> None:
     for family in text_string_to_metric_families(exposition(snapshot(workers=[worker(lanes=lanes)])).decode()):
         assert family.name.startswith("poolserver_")
         assert family.documentation
+
+
+def test_dashboard_asks_for_metrics_that_there_are() -> None:
+    """Each name in config/grafana/poolserver.json is one of ours."""
+    listeners = [{"url": "tcp://x", "backlog": 1, "queued": 1, "drops": None}]
+    ours = {name for name, _ in samples(snapshot(listeners=listeners))}
+    dashboard = Path(__file__).parents[2] / "config" / "grafana" / "poolserver.json"
+    asked = set(re.findall(r"poolserver_[a-z_]+", dashboard.read_text()))
+    assert json.loads(dashboard.read_text())["panels"]
+    assert asked <= ours
 
 
 class Forked(Process):
