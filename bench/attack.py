@@ -50,10 +50,6 @@ class Peer:
     ended: float = 0.0
 
 
-def ignore(_: Peer) -> None:
-    """Nobody is interested."""
-
-
 class Swarm:
     """Connections on one epoll, none of which is waited for. Each sends `first` once it is connected."""
 
@@ -63,8 +59,8 @@ class Swarm:
         self.held = Counter[str]()
         self.held_most = 0
         self.on_connected: Callable[[Peer], None] = self._send_first
-        self.on_answer: Callable[[Peer], None] = ignore
-        self.on_end: Callable[[Peer], None] = ignore
+        self.on_answer: Callable[[Peer], None] = lambda _: None
+        self.on_end: Callable[[Peer], None] = lambda _: None
         self.is_over = False
         self._address = ("127.0.0.1", port)
         self._first = first

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, console, generation, handlers, log, process, signals
+from poolserver import config, console, generation, handlers, log, process, shortage, signals
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
 from poolserver.console import Console
@@ -84,6 +84,7 @@ def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_pro
     _change_directory(settings.server.chdir)
     log.configure(settings.log.level, settings.log.file)
     log.introduce("master", settings.server.service_name)
+    shortage.raise_limit()
     served = _loaded_here(settings, handler)  # while TERM and INT still simply end us: an import may hang
     inbox: signals.Inbox[Command] = signals.Inbox.open()
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)

@@ -17,9 +17,9 @@ FILES = sorted(PACKAGE.glob("*.py"))
 LAYERS = """
     __main__ cli top trends whereabouts tables check __init__ exporter server service console companion control
     metrics queues rendezvous remote master resident worker generation handlers crew attendant deadlines mending
-    here lane handling handover park conversation shortage station door wakeups waits adapter listener tcp_info
-    unix_path holders address shared_socket process inquiry stacks signals failures log config sections values
-    admission sources claims networks scoreboard rows pool fates roster reload tally repeats snapshot events
+    here lane handling handover park parked conversation shortage station door wakeups waits adapter listener
+    tcp_info unix_path holders address shared_socket process inquiry stacks signals failures log config sections
+    values admission sources claims networks scoreboard rows pool fates roster reload tally repeats snapshot events
     states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
