@@ -20,6 +20,7 @@ from pathlib import Path
 from poolserver.address import Address, parse
 from poolserver.errors import SystemRefusedError
 from poolserver.holders import who_holds
+from poolserver.systemd import Adopted, Passed
 from poolserver.unix_path import claimed, unlink_if_ours, unlink_if_stale
 
 _log = logging.getLogger("poolserver")
@@ -71,6 +72,11 @@ class Listener:
     def is_stream(self) -> bool:
         return self.address.is_stream
 
+    def note_file(self) -> None:
+        """The file of its Unix socket is ours to remove, as long as it is this one."""
+        found = Path(str(self.address.sockaddr)).stat()
+        self._made_by, self._inode = os.getpid(), (found.st_dev, found.st_ino)
+
     def close_door(self) -> None:
         """Take no new connections into the accept queue, so that serving what is in it comes to an end.
 
@@ -97,23 +103,52 @@ class Listener:
             unlink_if_stale(str(self.address.sockaddr))
 
 
-def bind_all(urls: Sequence[str], options: Options) -> list[Listener]:
+def bind_all(urls: Sequence[str], options: Options, passed: Passed | None = None) -> list[Listener]:
     """Bind every URL, or none: what was bound before a failure is closed again.
+
+    Args:
+        urls: Bind URLs.
+        options: For all of them.
+        passed: What systemd passed: a socket that is bound to the address of a URL already is adopted for it.
 
     Raises:
         ConfigError: a URL cannot be parsed.
         SystemRefusedError: the system refused to bind; names the address, the reason, and who holds it.
     """
-    addresses = [parse(url) for url in urls]
-    listeners: list[Listener] = []
+    groups = [parse(url) for url in urls]
+    found: dict[int, list[Listener]] = {}
     try:
-        for group in addresses:
-            listeners += _bind_group(group, options)
+        # ``systemd:`` means whatever no other URL does, so it comes last.
+        for place in sorted(range(len(groups)), key=lambda place: groups[place][0].url == "systemd:"):
+            found[place] = []
+            found[place] += _find_group(groups[place], options, passed or Passed())
     except BaseException:
-        for listener in listeners:
+        for listener in [each for listeners in found.values() for each in listeners]:
             listener.close()
         raise
-    return listeners
+    return [listener for place in range(len(groups)) for listener in found[place]]
+
+
+def _find_group(group: list[Address], options: Options, passed: Passed) -> list[Listener]:
+    """The listeners of one URL: adopted, where they were passed, else bound."""
+    adopted, missing = passed.claim(group)
+    listeners = [_adopt_passed(each, options) for each in adopted]
+    return listeners + (_bind_group(missing, options) if missing else [])
+
+
+def _adopt_passed(found: Adopted, options: Options) -> Listener:
+    """One of systemd's, or our own that it kept. The latter's file, if it has one, is ours to remove."""
+    _refuse_deaf(found.socket, found.address.url)
+    listener = adopt(found.socket, options)
+    if not found.address.is_passed:
+        listener.address = found.address  # which knows whether TLS is spoken there
+    if found.is_stored:
+        listener.is_adopted = False
+        if listener.is_stream:
+            found.socket.listen(options.backlog)
+        if listener.address.has_file:
+            listener.note_file()
+    return listener
 
 
 def adopt(sock: socket.socket, options: Options) -> Listener:
@@ -174,7 +209,7 @@ def _bind(address: Address, options: Options) -> Listener:
     if address.fd >= 0:
         return _adopt_fd(address.fd, options)
     try:
-        if address.family == socket.AF_UNIX and not str(address.sockaddr).startswith("\0"):
+        if address.has_file:
             return _bind_path(address, options)
         return Listener(*_bound(address, options), options)
     except OSError as error:
@@ -213,10 +248,10 @@ def _bind_path(address: Address, options: Options) -> Listener:
     """Replace a stale file, never a live one. The directory's lock keeps two starters from judging at once."""
     path = str(address.sockaddr)
     with claimed(path):
-        bound, sock = _bound(address, options)
+        listener = Listener(*_bound(address, options), options)
         Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
-        found = Path(path).stat()
-    return Listener(bound, sock, options, _made_by=os.getpid(), _inode=(found.st_dev, found.st_ino))
+        listener.note_file()
+    return listener
 
 
 def _drop_all(sock: socket.socket) -> None:
@@ -291,7 +326,11 @@ def _adopt_fd(fd: int, options: Options) -> Listener:
         sock = socket.socket(fileno=os.dup(fd))
     except (OSError, OverflowError) as error:
         raise SystemRefusedError(f"cannot adopt fd://{fd}: {error}") from error
+    _refuse_deaf(sock, f"fd://{fd}")
+    return adopt(sock, options)
+
+
+def _refuse_deaf(sock: socket.socket, url: str) -> None:
     if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.close()
-        raise SystemRefusedError(f"cannot adopt fd://{fd}: it is not listening")
-    return adopt(sock, options)
+        raise SystemRefusedError(f"cannot adopt {url}: it is not listening")

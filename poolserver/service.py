@@ -23,6 +23,7 @@ from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
 from poolserver.handover import Pairs
+from poolserver.herald import Health, Herald
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
 from poolserver.metrics import Observer
@@ -30,8 +31,10 @@ from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
+from poolserver.snapshot import Snapshot
 from poolserver.states import Policy
 from poolserver.station import Station, Terms
+from poolserver.systemd import Manager
 from poolserver.tally import Tally
 from poolserver.worker import Seat, Worker
 
@@ -83,6 +86,11 @@ def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool =
     if not (settings.server.handler or settings.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
     log.keep_standard_descriptors()
+    with Manager.taken_from_environment() as manager:
+        _run(settings, handler, manager, is_whole_process=is_whole_process)
+
+
+def _run(settings: Config, handler: type | None, manager: Manager, *, is_whole_process: bool) -> None:
     _change_directory(settings.server.chdir)
     log.configure(settings.log.level, settings.log.file)
     log.introduce("master", settings.server.service_name)
@@ -96,8 +104,8 @@ def run(loaded: Loaded, handler: type | None = None, *, is_whole_process: bool =
     where = settings.control
     controlled = control.opened(where.socket, settings.server.service_name, where.mode, config.environment())
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
-    with contextlib.closing(inbox), controlled as asked, taken, listening(settings) as listeners:
-        _supervise(settings, handler, inbox, listeners, asked)
+    with contextlib.closing(inbox), controlled as asked, taken, listening(settings, manager) as listeners:
+        _supervise(settings, handler, inbox, listeners, asked, manager)
 
 
 def listener_options(settings: Config) -> Options:
@@ -136,10 +144,15 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
 
 
 @contextlib.contextmanager
-def listening(settings: Config) -> Iterator[list[Listener]]:
+def listening(settings: Config, manager: Manager) -> Iterator[list[Listener]]:
     """The listeners, bound; closed at the end, and the files of Unix sockets removed."""
-    listeners = bind_all(settings.server.bind, listener_options(settings))
+    listeners = bind_all(settings.server.bind, listener_options(settings), manager.passed)
     try:
+        manager.drop_unclaimed()
+        own = [listener for listener in listeners if not listener.is_adopted]
+        manager.keep({listener.url: listener.socket for listener in own})
+        for listener in own:
+            listener.is_adopted = manager.has_store
         yield listeners
     finally:
         for listener in listeners:
@@ -223,6 +236,7 @@ def _supervise(
     inbox: signals.Inbox[Command],
     listeners: list[Listener],
     asked: ControlSocket | None,
+    manager: Manager,
 ) -> None:
     terms = terms_of(settings, settings.socket.backlog)
 
@@ -248,6 +262,12 @@ def _supervise(
     policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
+        observer = Observer(settings.server.service_name, settings.pool.threads, terms, listeners, register, board)
+
+        def observe(now: float) -> Snapshot:
+            return observer.snapshot(pool, master.roster(), now)
+
+        heralds = [Herald(manager, pool, Health(0.0), observe)] if manager.notify_address else []
         master = Master(
             pool,
             spawn,
@@ -255,17 +275,14 @@ def _supervise(
             board,
             threads=settings.pool.threads,
             on_ready=lambda: log.announce(_ready_line(listeners, policy.workers, settings.pool.threads)),
-            on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
+            on_close_door=lambda: _close_door(listeners, manager, has_lanes=policy.resident),
             register=register,
             tally=Tally(functools.partial(register.worst, terms.limits)),
-            attendants=[asked] if asked is not None else [],
+            attendants=[*([asked] if asked is not None else []), *heralds],
             on_answer=asked.answer if asked is not None else lambda _asker, _ok, _reason: None,
         )
         if asked is not None:
-            observer = Observer(settings.server.service_name, settings.pool.threads, terms, listeners, register, board)
-            asked.serve(
-                {"status": lambda _asker: {"status": observer.snapshot(pool, master.roster(), time.monotonic())}}
-            )
+            asked.serve({"status": lambda _asker: {"status": observe(time.monotonic())}})
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}
@@ -284,9 +301,10 @@ def _ready_line(listeners: Sequence[Listener], workers: int, threads: int) -> st
     return f"ready on {urls} (pid {os.getpid()}, {workers} workers x {threads} lanes)"
 
 
-def _close_door(listeners: Sequence[Listener], *, has_lanes: bool) -> None:
+def _close_door(listeners: Sequence[Listener], manager: Manager, *, has_lanes: bool) -> None:
     """Let nobody in any more. Without lanes here, our copies close too: the last worker to have served its queue then
     frees the address, and newcomers are refused instead of waiting for the longest conversation to end."""
+    manager.let_go()
     for listener in listeners:
         listener.close_door()
         if not has_lanes:

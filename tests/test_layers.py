@@ -15,11 +15,11 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli tables check __init__ server service control metrics queues rendezvous remote master resident
+    __main__ cli tables check __init__ server service herald control metrics queues rendezvous remote master resident
     worker handlers crew attendant deadlines mending here lane handling handover park conversation shortage station
-    door wakeups waits adapter listener tcp_info unix_path holders address shared_socket process signals failures
-    log config sections values admission sources claims networks scoreboard pool roster tally repeats snapshot
-    states events commands errors
+    door wakeups waits adapter listener systemd tcp_info unix_path holders address shared_socket process signals
+    failures log config sections values admission sources claims networks scoreboard pool roster tally repeats
+    snapshot states events commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -32,9 +32,9 @@ HOMES = {
     "signal.signal": {"signals"},
     "signal.set_wakeup_fd": {"signals"},
     "signal.pthread_sigmask": {"signals"},
-    "os.environ": {"config"},
+    "os.environ": {"config", "systemd"},
     "os.getenv": {"config"},
-    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues"},
+    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
