@@ -12,7 +12,7 @@ from poolserver.claims import Claims
 from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
 from poolserver.park import Limits, Park, Parked
-from poolserver.scoreboard import Outcome
+from poolserver.rows import Outcome
 from poolserver.station import Terms
 
 CLOSE_LOOK = 0.01

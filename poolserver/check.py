@@ -8,6 +8,7 @@ from pathlib import Path
 from poolserver import handlers
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
+from poolserver.console import check_metrics
 from poolserver.errors import ConfigError
 from poolserver.networks import Networks, source_of
 from poolserver.sections import Config
@@ -29,6 +30,12 @@ def examine(loaded: Loaded) -> Report:
     report = Report(effective(loaded))
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
     _try_handler(settings, addresses, report)
+    try:
+        check_metrics(settings)
+    except ConfigError as error:
+        report.problems.append(str(error))
+    if settings.control.socket and not Path(settings.control.socket).parent.is_dir():
+        report.problems.append(f"control.socket: the folder of {settings.control.socket} does not exist")
     if settings.server.chdir and not Path(settings.server.chdir).is_dir():
         report.problems.append(f"server.chdir: {settings.server.chdir} is not a directory")
     if settings.log.file and not Path(settings.log.file).parent.is_dir():

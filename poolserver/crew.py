@@ -24,7 +24,7 @@ from poolserver.lane import Lane
 from poolserver.listener import defer_accept
 from poolserver.mending import keep_nonblocking, mend
 from poolserver.park import Park, Parked
-from poolserver.scoreboard import Outcome, Quarters
+from poolserver.rows import Outcome, Quarters
 from poolserver.shared_socket import SharedSocket
 from poolserver.shortage import Shortage
 from poolserver.signals import wait_readable

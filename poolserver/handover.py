@@ -13,10 +13,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from poolserver.failures import log_line
 from poolserver.park import Parked
 from poolserver.station import Station
-
-_log = logging.getLogger("poolserver")
 
 VERSION = 1
 
@@ -89,12 +88,14 @@ class Intake:
         except BlockingIOError:
             return None  # a sibling was quicker
         if not fds:
-            _log.error("a connection from another worker is lost: out of descriptors; raise LimitNOFILE")
+            why = "a connection from another worker is lost: out of descriptors; raise LimitNOFILE"
+            log_line(logging.ERROR, why)
             return None
         try:
             return self._arrival(text, fds[0])
         except (ValueError, KeyError, TypeError, StopIteration) as error:
-            _log.error("a connection from another worker is closed: %s: %s", type(error).__name__, error)
+            why = "a connection from another worker is closed: %s: %s"
+            log_line(logging.ERROR, why, type(error).__name__, error)
             os.close(fds[0])
             return None
 

@@ -37,7 +37,8 @@ class Phase(enum.Enum):
     """What systemd is told of."""
 
     STARTING = "not every worker accepts yet"
-    SERVING = "all is told: READY=1"
+    SERVING = "READY=1"
+    RELOADING = "RELOADING=1"
     LEAVING = "STOPPING=1"
 
 
@@ -91,13 +92,13 @@ class Herald:
 
     def deadline(self) -> float:
         """When to call ``attend`` at the latest, in monotonic seconds."""
-        if _phase(self._pool) is not self._seen:
+        if self._phase() is not self._seen:
             return 0.0
         return min(self._next_word, self._next_beat if self._manager.watchdog else math.inf)
 
     def attend(self, _ready: Collection[int], now: float) -> list[Event]:
         """Tell what is to be told. Never waits, and asks for nothing."""
-        phase = _phase(self._pool)
+        phase = self._phase()
         if phase is not self._seen or now >= self._next_word:
             self._tell(phase, now)
         if self._manager.watchdog:
@@ -108,16 +109,30 @@ class Herald:
                     self._manager.tell("WATCHDOG=1")
         return []
 
+    def _phase(self) -> Phase:
+        if self._pool.is_leaving:
+            return Phase.LEAVING
+        if self._told is Phase.STARTING and not self._pool.is_whole:
+            return Phase.STARTING
+        return Phase.RELOADING if self._pool.state is PoolState.RELOADING else Phase.SERVING
+
     def _tell(self, phase: Phase, now: float) -> None:
         """What has changed; and what is to be repeated."""
         is_news = phase is not self._told
         self._seen = phase
-        self._next_word = now + (STATUS_INTERVAL if phase is Phase.SERVING else EXTENSION_INTERVAL)
+        is_up = phase in (Phase.SERVING, Phase.RELOADING)
+        self._next_word = now + (STATUS_INTERVAL if is_up else EXTENSION_INTERVAL)
         match phase:
-            case Phase.SERVING:
-                is_told = self._tell_status(is_news=is_news, now=now)
+            case Phase.SERVING if is_news:
+                is_told = self._manager.ready(status_line(self._observe(now)))
+            case Phase.RELOADING if is_news:
+                is_told = self._manager.reloading()
+            case Phase.SERVING | Phase.RELOADING:
+                is_told = self._tell_status(now)
             case Phase.LEAVING if is_news:
                 is_told = self._manager.stopping()
+            case Phase.STARTING if self._pool.state is not PoolState.STARTING:
+                is_told = True  # some serve, some cannot start: how long that may take is for the unit to say
             case _:
                 is_told = self._manager.tell(f"EXTEND_TIMEOUT_USEC={round(EXTENSION * 1e6)}")
         if is_told:
@@ -125,10 +140,8 @@ class Herald:
         else:
             self._next_word = now + RETRY_INTERVAL
 
-    def _tell_status(self, *, is_news: bool, now: float) -> bool:
+    def _tell_status(self, now: float) -> bool:
         status = status_line(self._observe(now))
-        if is_news:
-            return self._manager.ready(status)
         before, self._status = self._status, status
         return status == before or self._manager.tell(f"STATUS={status}")
 
@@ -137,7 +150,7 @@ class Herald:
         ready = [serial for serial, worker in workers.items() if worker.state is WorkerState.READY]
         self._ready_since = {serial: self._ready_since.get(serial, now) for serial in ready}
         oldest = min(self._ready_since.values(), default=None)
-        has_hung = any(worker.state.value == "hung" for worker in workers.values())
+        has_hung = any(worker.state is WorkerState.HUNG for worker in workers.values())
         return self._health.look(oldest, has_hung=has_hung, now=now)
 
 
@@ -149,9 +162,3 @@ def status_line(snapshot: Snapshot) -> str:
         f"{snapshot['state']}: {pool['busy']} of {pool['lanes']} lanes busy, {pool['parked']} parked;"
         f" {totals['accepted']} accepted, {refused} refused, {totals['errors']} errors, {totals['respawns']} respawns"
     )
-
-
-def _phase(pool: Pool) -> Phase:
-    if pool.is_leaving:
-        return Phase.LEAVING
-    return Phase.STARTING if pool.state is PoolState.STARTING else Phase.SERVING

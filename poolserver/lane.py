@@ -14,7 +14,7 @@ from poolserver.handling import CrewOfLane, Handling
 from poolserver.handover import Intake
 from poolserver.listener import set_idle_timeout
 from poolserver.park import UNFIT, Parked, look
-from poolserver.scoreboard import Row
+from poolserver.rows import Row
 from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length

@@ -13,14 +13,12 @@ import os
 import socket
 import socketserver
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from poolserver.address import Address, parse
+from poolserver.address import Address
 from poolserver.errors import SystemRefusedError
 from poolserver.holders import who_holds
-from poolserver.systemd import Adopted, Passed
 from poolserver.unix_path import claimed, unlink_if_ours, unlink_if_stale
 
 _log = logging.getLogger("poolserver")
@@ -28,10 +26,6 @@ _log = logging.getLogger("poolserver")
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 10, 6
 """Seconds until the first probe, between probes, and probes until the peer counts as gone: two minutes in all,
 where the kernel's default takes more than two hours."""
-
-_DUAL_PORT_TRIES = 16
-"""``tcp://:0`` wants one free port in both families; the kernel picks it in the first and it may be taken in the
-second."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,12 @@ class Listener:
     socket: socket.socket
     options: Options
     is_adopted: bool = False
+    is_kept: bool = False
+    """systemd holds it too, for a master that comes after this one."""
     _made_by: int = 0
     _inode: tuple[int, int] | None = field(default=None)
+    _is_outdated: bool = False
+    """The socket does not have these options yet."""
 
     @property
     def url(self) -> str:
@@ -77,13 +75,36 @@ class Listener:
         found = Path(str(self.address.sockaddr)).stat()
         self._made_by, self._inode = os.getpid(), (found.st_dev, found.st_ino)
 
+    def with_options(self, options: Options) -> "Listener":
+        """The same socket under other options, for the generation to come; ``apply_options`` at its commit."""
+        return self if options == self.options else replace(self, options=options, _is_outdated=True)
+
+    def apply_options(self) -> None:
+        """What a listener that stays can change: what accepted sockets inherit, its backlog, its file's mode.
+
+        A connection in its queue, or an old worker's next one, may have the new options already: none is worse off.
+        """
+        if not self._is_outdated:
+            return
+        self._is_outdated = False
+        try:
+            set_inherited_options(self.socket, self.address, self.options)
+            if self.options.receive_buffer:
+                _set_receive_buffer(self.socket, self.options.receive_buffer)
+            if self.is_stream and not self.is_adopted:
+                self.socket.listen(self.options.backlog)
+            if self._inode is not None:
+                Path(str(self.address.sockaddr)).chmod(self.options.unix_mode)
+        except OSError as error:  # its file was removed, for one: it goes on as it was
+            _log.warning("%s: its options could not be changed: %s", self.url, error.strerror)
+
     def close_door(self) -> None:
         """Take no new connections into the accept queue, so that serving what is in it comes to an end.
 
-        Not for an adopted socket: it is one object with whoever passed it, who may go on using it.
+        Not for one that was passed, or is kept: it is one object with theirs, who may go on using it.
         Source: measured, 14–36 resets in six stops without it, 1–2 with it.
         """
-        if self.is_stream and not self.is_adopted:
+        if self.is_stream and not (self.is_adopted or self.is_kept):
             with contextlib.suppress(OSError):  # shut down by a handler: then nothing comes in anyway
                 self.socket.listen(0)
                 if self.address.scheme == "tcp":
@@ -103,52 +124,16 @@ class Listener:
             unlink_if_stale(str(self.address.sockaddr))
 
 
-def bind_all(urls: Sequence[str], options: Options, passed: Passed | None = None) -> list[Listener]:
-    """Bind every URL, or none: what was bound before a failure is closed again.
-
-    Args:
-        urls: Bind URLs.
-        options: For all of them.
-        passed: What systemd passed: a socket that is bound to the address of a URL already is adopted for it.
+def adopt_passed(sock: socket.socket, url: str, options: Options) -> Listener:
+    """As ``adopt``, of a socket that must be fit to accept. Closes it if it is not.
 
     Raises:
-        ConfigError: a URL cannot be parsed.
-        SystemRefusedError: the system refused to bind; names the address, the reason, and who holds it.
+        SystemRefusedError: it is a stream socket that does not listen.
     """
-    groups = [parse(url) for url in urls]
-    found: dict[int, list[Listener]] = {}
-    try:
-        # ``systemd:`` means whatever no other URL does, so it comes last.
-        for place in sorted(range(len(groups)), key=lambda place: groups[place][0].url == "systemd:"):
-            found[place] = []
-            found[place] += _find_group(groups[place], options, passed or Passed())
-    except BaseException:
-        for listener in [each for listeners in found.values() for each in listeners]:
-            listener.close()
-        raise
-    return [listener for place in range(len(groups)) for listener in found[place]]
-
-
-def _find_group(group: list[Address], options: Options, passed: Passed) -> list[Listener]:
-    """The listeners of one URL: adopted, where they were passed, else bound."""
-    adopted, missing = passed.claim(group)
-    listeners = [_adopt_passed(each, options) for each in adopted]
-    return listeners + (_bind_group(missing, options) if missing else [])
-
-
-def _adopt_passed(found: Adopted, options: Options) -> Listener:
-    """One of systemd's, or our own that it kept. The latter's file, if it has one, is ours to remove."""
-    _refuse_deaf(found.socket, found.address.url)
-    listener = adopt(found.socket, options)
-    if not found.address.is_passed:
-        listener.address = found.address  # which knows whether TLS is spoken there
-    if found.is_stored:
-        listener.is_adopted = False
-        if listener.is_stream:
-            found.socket.listen(options.backlog)
-        if listener.address.has_file:
-            listener.note_file()
-    return listener
+    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.close()
+        raise SystemRefusedError(f"cannot adopt {url}: it is not listening")
+    return adopt(sock, options)
 
 
 def adopt(sock: socket.socket, options: Options) -> Listener:
@@ -168,44 +153,16 @@ def adopt(sock: socket.socket, options: Options) -> Listener:
     return Listener(address, sock, options, is_adopted=True)
 
 
-def _bind_group(group: list[Address], options: Options) -> list[Listener]:
-    """Bind the addresses of one URL, with one port for all of them when the URL left it to the kernel."""
-    if len(group) == 1 or group[0].sockaddr[1] != 0:
-        return _bind_each(group, options)
-    for attempt in range(_DUAL_PORT_TRIES):
-        first = _bind(group[0], options)
-        port = first.socket.getsockname()[1]
-        others = [Address(each.scheme, each.family, (str(each.sockaddr[0]), port)) for each in group[1:]]
-        try:
-            return [first, *_bind_each(others, options)]
-        except SystemRefusedError:
-            first.close()
-            if attempt == _DUAL_PORT_TRIES - 1:
-                raise
-    raise AssertionError("the loop returns or raises")
-
-
-def _bind_each(group: list[Address], options: Options) -> list[Listener]:
-    bound: list[Listener] = []
-    for address in group:
-        try:
-            bound.append(_bind(address, options))
-        except _NoSuchFamilyError as error:
-            if len(group) == 1:
-                raise
-            _log.warning("%s", error)  # a machine without IPv6 still serves 0.0.0.0
-        except BaseException:
-            for listener in bound:
-                listener.close()
-            raise
-    return bound
-
-
-class _NoSuchFamilyError(SystemRefusedError):
+class NoSuchFamilyError(SystemRefusedError):
     """The machine does not speak this address family."""
 
 
-def _bind(address: Address, options: Options) -> Listener:
+def bind(address: Address, options: Options) -> Listener:
+    """Bind one address, or adopt the descriptor that it names.
+
+    Raises:
+        SystemRefusedError: the system refused; names the address, the reason, and who holds it.
+    """
     if address.fd >= 0:
         return _adopt_fd(address.fd, options)
     try:
@@ -217,7 +174,7 @@ def _bind(address: Address, options: Options) -> Listener:
         if error.errno == errno.EADDRINUSE:
             text += who_holds(address.scheme, address.sockaddr)
         if error.errno == errno.EAFNOSUPPORT:
-            raise _NoSuchFamilyError(text) from error
+            raise NoSuchFamilyError(text) from error
         raise SystemRefusedError(text) from error
 
 
@@ -248,8 +205,9 @@ def _bind_path(address: Address, options: Options) -> Listener:
     """Replace a stale file, never a live one. The directory's lock keeps two starters from judging at once."""
     path = str(address.sockaddr)
     with claimed(path):
-        listener = Listener(*_bound(address, options), options)
+        bound, sock = _bound(address, options)
         Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
+        listener = Listener(bound, sock, options)
         listener.note_file()
     return listener
 
@@ -281,13 +239,12 @@ def set_inherited_options(sock: socket.socket, address: Address, options: Option
     if address.scheme != "tcp":
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.nodelay)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, options.keepalive)
     if options.keepalive:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    if options.user_timeout:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
     defer_accept(sock, options.defer_accept)
     set_idle_timeout(sock, options.idle_timeout)
 
@@ -303,10 +260,9 @@ def set_idle_timeout(sock: socket.socket, seconds: float) -> None:
 
     Source: socket(7) SO_RCVTIMEO, SO_SNDTIMEO.
     """
-    if seconds:
-        value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+    value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # 0: for ever
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _set_receive_buffer(sock: socket.socket, size: int) -> None:
@@ -326,11 +282,4 @@ def _adopt_fd(fd: int, options: Options) -> Listener:
         sock = socket.socket(fileno=os.dup(fd))
     except (OSError, OverflowError) as error:
         raise SystemRefusedError(f"cannot adopt fd://{fd}: {error}") from error
-    _refuse_deaf(sock, f"fd://{fd}")
-    return adopt(sock, options)
-
-
-def _refuse_deaf(sock: socket.socket, url: str) -> None:
-    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        sock.close()
-        raise SystemRefusedError(f"cannot adopt {url}: it is not listening")
+    return adopt_passed(sock, f"fd://{fd}", options)

@@ -23,10 +23,14 @@ _PIPE_BUF = 4096
 _LOWEST_OWN_FD = 10
 """A handler that closes descriptors 0–9 must not make the next client's connection our log."""
 
-_UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNSAFE_OR_NEWLINE = re.compile(rf"{_UNSAFE.pattern}|\n")
-"""Control characters, and what breaks lines or turns the direction of writing: no client is to move the operator's
-cursor, forge a line, or hide one."""
+"""Control characters, what breaks lines or turns the direction of writing, and lone surrogates, which no file takes: no
+client is to move the operator's cursor, forge a line, or hide one."""
+
+_MARGINAL = re.compile(r" |Traceback |(?!poolserver:)[A-Za-z_][\w.]*(:|$)")
+"""What may begin a line that is not the first of its record; a record begins with digits, an ``announce``d line with
+our name."""
 
 _speaker = "poolserver"
 _handler: "LineHandler | None" = None
@@ -44,6 +48,10 @@ class LineHandler(logging.Handler):
         self._lost = 0
         self._fd = self._open()
 
+    def fileno(self) -> int:
+        """The descriptor that it writes to."""
+        return self._fd
+
     def reopen(self) -> None:
         """Write to the file that has the path now (after a rotation). A failure keeps the old one."""
         try:
@@ -55,6 +63,20 @@ class LineHandler(logging.Handler):
             return
         old, self._fd = self._fd, fresh
         os.close(old)
+
+    def write(self, text: str) -> None:
+        """One line, or the reason why it cannot be written.
+
+        Raises:
+            OSError: the disk is full, for one.
+        """
+        record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
+        _write(self._fd, f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+
+    def close(self) -> None:
+        """Give the descriptor back: another handler has taken over."""
+        os.close(self._fd)
+        super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -87,8 +109,7 @@ class _Formatter(logging.Formatter):
         details = record.exc_text or record.stack_info or getattr(record, "details", "")
         if record.exc_info and not record.exc_text:
             details = self.formatException(record.exc_info)
-        # Indented, so that no line of an exception's text can pass for one of ours.
-        return "\n  ".join([line, *harmless(str(details)).splitlines()])
+        return "\n".join([line, *map(_below, harmless(str(details)).splitlines())])
 
 
 def harmless(text: str) -> str:
@@ -101,23 +122,46 @@ def harmless_line(text: str) -> str:
     return _UNSAFE_OR_NEWLINE.sub(_escape, text)
 
 
+def opened(path: str) -> LineHandler:
+    """A handler for the file ``path``, or for standard error if it is empty.
+
+    Raises:
+        ConfigError: the file cannot be opened.
+    """
+    try:
+        handler = LineHandler(path)
+    except OSError as error:
+        raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
+    handler.setFormatter(_Formatter())
+    return handler
+
+
 def configure(level: str, path: str) -> None:
     """Send the log of this daemon to ``path``, or to standard error if it is empty.
 
     Raises:
         ConfigError: the file cannot be opened.
     """
+    use(opened(path), level)
+
+
+def present() -> LineHandler:
+    """What ``use`` was given last."""
+    assert _handler is not None
+    return _handler
+
+
+def use(handler: LineHandler, level: str) -> None:
+    """Send the log of this daemon there from now on, from this severity; the handler before it is closed."""
     global _handler
-    try:
-        handler = LineHandler(path)
-    except OSError as error:
-        raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
-    handler.setFormatter(_Formatter())
-    if _handler is not None:
-        logging.getLogger().removeHandler(_handler)
     root = logging.getLogger()  # the handlers' own loggers too: a service has one log
-    root.addHandler(handler)
     root.setLevel(level.upper())
+    if handler is _handler:
+        return
+    root.addHandler(handler)
+    if _handler is not None:
+        root.removeHandler(_handler)
+        _handler.close()
     logging.raiseExceptions = False  # a log that fails must not print about it
     _handler = handler
 
@@ -168,6 +212,12 @@ def _write(fd: int, octets: bytes) -> None:
         if not poller.poll(0):
             raise BlockingIOError
         os.write(fd, octets[start : start + _PIPE_BUF])
+
+
+def _below(line: str) -> str:
+    """A line below a log line: at the margin only what a traceback has there, so that no exception's text can pass for
+    a line of ours."""
+    return line if _MARGINAL.match(line) else f"  {line}"
 
 
 def _own_copy(fd: int) -> int:

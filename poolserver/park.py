@@ -17,7 +17,7 @@ from typing import Any
 
 from poolserver.claims import Claims
 from poolserver.conversation import Conversation
-from poolserver.scoreboard import Outcome, Quarters
+from poolserver.rows import Outcome, Quarters
 from poolserver.station import Station, Terms
 from poolserver.waits import Verdict, Wait, judge
 from poolserver.wakeups import Wakeups

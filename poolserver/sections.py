@@ -72,6 +72,7 @@ class Server(Section):
     name: ServiceName = ""
     # Its default is a path too, so it is anchored like a given one.
     pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
+    preload: bool = False
     chdir: AnchoredPath = ""
 
     @property
@@ -191,6 +192,12 @@ class Control(Section):
     mode: OctalMode = Mode(0o600)
 
 
+class Metrics(Section):
+    """``[metrics]``: where ``/metrics`` and ``/healthz`` are served; empty = nowhere."""
+
+    bind: Text = ""
+
+
 class Config(BaseModel):
     """A whole configuration. Immutable: a reload loads another one."""
 
@@ -204,6 +211,7 @@ class Config(BaseModel):
     parking: Parking = Parking()
     log: Log = Log()
     control: Control = Control()
+    metrics: Metrics = Metrics()
 
 
 def _fields(section: FieldInfo) -> Mapping[str, FieldInfo]:

@@ -22,16 +22,16 @@ from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
 from poolserver.door import Register
 from poolserver.errors import ConfigError
+from poolserver.generation import Generation, terms_of
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
 from poolserver.listener import Listener, Options, adopt, defer_accept
 from poolserver.master import Master, Spawn
 from poolserver.pool import Pool
 from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Config, Timeouts
-from poolserver.service import forking_spawn, resident_spawn, terms_of
+from poolserver.service import ResidentSpawn, forking_spawn
 from poolserver.shared_socket import SharedSocket
 from poolserver.states import Policy
-from poolserver.station import Terms
 from poolserver.tally import Tally
 from poolserver.values import available_cores
 
@@ -148,14 +148,14 @@ class PoolMixIn(LaneServer):
         board, register = Scoreboard.create(), Register.create()
         with _shared(self, options) as listener:
             pool = Pool(self._policy(timeouts))
-            spawn = self._spawn(listener, board, register, inbox, terms)
+            generation = Generation(type(self).__name__, [listener], lambda: [station(self, listener, terms)], terms)
+            spawn = self._spawn(generation, board, register, inbox)
             with self._surroundings(), signals.taken(inbox, LIBRARY_SIGNALS), spawn as spawn_worker:
                 master = Master(
                     pool,
                     spawn_worker,
                     inbox,
                     board,
-                    threads=self.threads,
                     on_ready=lambda: _log.debug("ready on %s", listener.url),
                     on_close_door=lambda: None,  # the socket is its owner's, who may serve again
                     register=register,
@@ -176,12 +176,7 @@ class PoolMixIn(LaneServer):
         raise NotImplementedError
 
     def _spawn(
-        self,
-        listener: Listener,
-        board: Scoreboard,
-        register: Register,
-        inbox: signals.Inbox[Command],
-        terms: Terms,
+        self, generation: Generation, board: Scoreboard, register: Register, inbox: signals.Inbox[Command]
     ) -> contextlib.AbstractContextManager[Spawn]:
         raise NotImplementedError
 
@@ -216,25 +211,12 @@ class PreForkMixIn(PoolMixIn):
 
     def _policy(self, timeouts: Timeouts) -> Policy:
         count = available_cores() if self.workers == "auto" else self.workers
-        return Policy(count, timeouts.boot, timeouts.graceful)
+        return Policy(count, timeouts.boot, timeouts.graceful, lanes=self.threads)
 
     def _spawn(
-        self,
-        listener: Listener,
-        board: Scoreboard,
-        register: Register,
-        inbox: signals.Inbox[Command],
-        terms: Terms,
+        self, generation: Generation, board: Scoreboard, register: Register, inbox: signals.Inbox[Command]
     ) -> contextlib.AbstractContextManager[Spawn]:
-        return forking_spawn(
-            type(self).__name__,
-            [listener],
-            lambda: [station(self, listener, terms)],
-            board,
-            inbox,
-            terms,
-            register,
-        )
+        return forking_spawn(lambda _number: generation, board, inbox, register)
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -258,24 +240,16 @@ class PreThreadMixIn(PoolMixIn):
         run_in_lane(super().handle_request)
 
     def _policy(self, timeouts: Timeouts) -> Policy:
-        return Policy(1, timeouts.boot, timeouts.graceful, resident=True)
+        return Policy(1, timeouts.boot, timeouts.graceful, resident=True, lanes=self.threads)
 
     def _spawn(
         self,
-        listener: Listener,
+        generation: Generation,
         board: Scoreboard,
         register: Register,
         inbox: signals.Inbox[Command],  # noqa: ARG002 - nobody is forked
-        terms: Terms,
     ) -> contextlib.AbstractContextManager[Spawn]:
-        return contextlib.nullcontext(
-            resident_spawn(
-                lambda: [station(self, listener, terms)],
-                board,
-                terms,
-                register,
-            )
-        )
+        return contextlib.nullcontext(ResidentSpawn(generation, board, register))
 
 
 @contextlib.contextmanager

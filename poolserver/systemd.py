@@ -149,8 +149,8 @@ class Manager:
             fds: What it gets as descriptors 3, 4, … in this order, by name.
         """
         said = {
-            "LISTEN_PID": str(pid),
-            "LISTEN_FDS": str(len(fds)),
+            "LISTEN_PID": str(pid) if fds else "",
+            "LISTEN_FDS": str(len(fds)) if fds else "",
             "LISTEN_FDNAMES": ":".join(fds),
             "NOTIFY_SOCKET": self.notify_address,
             "WATCHDOG_PID": str(pid) if self.watchdog else "",

@@ -15,11 +15,12 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli tables check __init__ server service herald control metrics queues rendezvous remote master resident
-    worker handlers crew attendant deadlines mending here lane handling handover park conversation shortage station
-    door wakeups waits adapter listener systemd tcp_info unix_path holders address shared_socket process signals
-    failures log config sections values admission sources claims networks scoreboard pool roster tally repeats
-    snapshot states events commands errors
+    __main__ cli top trends whereabouts tables check __init__ exporter server service herald console companion control
+    metrics queues rendezvous remote master resident worker generation handlers crew attendant deadlines mending
+    here lane handling handover park conversation shortage station door wakeups waits adapter binding listener
+    systemd tcp_info unix_path holders address shared_socket process inquiry stacks signals failures log config
+    sections values admission sources claims networks scoreboard rows pool fates roster reload tally repeats
+    snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -50,13 +51,15 @@ IMPORT_HOMES = {
     "setproctitle": {"log"},
     "daemon": {"daemonize"},
     "click": {"cli"},
+    "rich": {"top"},
+    "prometheus_client": {"exporter"},
     "pydantic": {"sections", "config", "values"},
     "asyncio": {"aio"},
     "mmap": {"claims", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
-PURE = {"pool": _OS, "roster": _OS, "admission": _OS, "repeats": _OS, "waits": _OS}
+PURE = dict.fromkeys(("pool", "fates", "roster", "reload", "admission", "repeats", "waits"), _OS)
 
 MAX_FILE_LINES = 350
 MAX_BODY_LINES = 50

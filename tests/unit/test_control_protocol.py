@@ -269,7 +269,8 @@ class TestFile:
     def test_default_path_that_cannot_be_used_leaves_the_service_without(self, tmp_path: Path) -> None:
         """A service is worth more than its control socket."""
         with opened("", "s", 0o600, {"XDG_RUNTIME_DIR": f"{tmp_path}/no/such"}) as control:
-            assert control is None
+            assert control.listener is None
+            assert control.interests() == {}
 
     def test_stale_file_is_replaced(self, tmp_path: Path) -> None:
         """One that a killed master left."""

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolserver.binding import bind_all
 from poolserver.door import Register
 from poolserver.events import Start, WorkerExited, WorkerReady
-from poolserver.listener import Listener, Options, bind_all
+from poolserver.listener import Listener, Options
 from poolserver.metrics import Observer
 from poolserver.networks import source_of
 from poolserver.pool import Pool
 from poolserver.queues import Queue, queue_of
-from poolserver.scoreboard import Berth, Outcome, Row, Scoreboard
+from poolserver.rows import Outcome, Row
+from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.snapshot import Snapshot
 from poolserver.states import Policy
 from poolserver.station import Terms
