@@ -8,16 +8,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ROW_WORDS = 64
+ROW_WORDS = 80
 ROW_BYTES = ROW_WORDS * 8
-HALF_WORDS = 32
+HALF_WORDS = 40
 """A row has two halves: its lane's, and one that in the first row of a worker is its crew's, in the rest unused."""
 STATE, SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
 NEW, BETWEEN = range(2)
-OLDEST, STRESS, SIGN, LEFT = range(27, 31)
+OLDEST, STRESS, SIGN, LEFT = range(36, 40)
 """Words of the crew's half; its counters stand where a lane's do."""
 
-_PEER_WORD = 26
+_PEER_WORD = 34
 PEER_BYTES = 48
 """An IPv6 address in brackets with its port is at most 47 characters."""
 PEER_START = _PEER_WORD * 8
@@ -45,6 +45,7 @@ class Outcome(enum.IntEnum):
     TIMEOUT_KEEP_ALIVE = enum.auto()
     REFUSED_MAX_HEAD = enum.auto()
     REFUSED_MAX_PARKED = enum.auto()
+    REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
     WOULD_PER_SOURCE = enum.auto()
     WOULD_RATE = enum.auto()
     WOULD_DENIED = enum.auto()

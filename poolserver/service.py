@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, console, generation, handlers, log, process, signals
+from poolserver import config, console, generation, handlers, log, process, shortage, signals
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
 from poolserver.console import Console
@@ -38,7 +38,7 @@ _log = logging.getLogger("poolserver")
 
 
 def serve(
-    handler: str | type,
+    handler: str | Callable[..., object],
     bind: str | Sequence[str] = "tcp://127.0.0.1:20000",
     workers: int | Literal["auto"] = "auto",
     threads: int = 8,
@@ -47,7 +47,7 @@ def serve(
     """Serve ``handler`` as ``poolserver run`` does, until a signal ends it. Call it from the main thread.
 
     Args:
-        handler: ``"package.module:attribute"``, or the class itself.
+        handler: ``"package.module:attribute"``, or the class or function itself.
         bind: One bind URL or several.
         workers: Worker processes; ``"auto"`` = the cores available, 0 = everything in this process.
         threads: Lanes in each worker.
@@ -65,12 +65,14 @@ def serve(
     run(lambda: config.from_sections(given), None if isinstance(handler, str) else handler)
 
 
-def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_process: bool = False) -> None:
+def run(
+    read: Callable[[], Loaded], handler: Callable[..., object] | None = None, *, is_whole_process: bool = False
+) -> None:
     """Serve until told to stop.
 
     Args:
         read: Gives the configuration; called again at each reload.
-        handler: The class, where the caller has it already.
+        handler: The class or function, where the caller has it already.
         is_whole_process: Nothing else goes on in this process, before or after.
 
     Raises:
@@ -88,12 +90,18 @@ def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_pro
 
 
 def _run(
-    loaded: Loaded, read: Callable[[], Loaded], handler: type | None, manager: Manager, *, is_whole_process: bool
+    loaded: Loaded,
+    read: Callable[[], Loaded],
+    handler: Callable[..., object] | None,
+    manager: Manager,
+    *,
+    is_whole_process: bool,
 ) -> None:
     settings = loaded.config
     _change_directory(settings.server.chdir)
     log.configure(settings.log.level, settings.log.file)
     log.introduce("master", settings.server.service_name)
+    shortage.raise_limit()
     served = _loaded_here(settings, handler)  # while TERM and INT still simply end us: an import may hang
     inbox: signals.Inbox[Command] = signals.Inbox.open()
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
@@ -106,7 +114,7 @@ def _run(
         _supervise(succession, inbox, desk, manager)
 
 
-def _loaded_here(settings: Config, handler: type | None) -> handlers.Service | None:
+def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> handlers.Service | None:
     """What is served, where it is imported in this process, once for all; None: each worker imports it."""
     section = settings.server
     if handler is not None:
