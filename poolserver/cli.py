@@ -95,8 +95,9 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 def run(**given: Any) -> None:
     """Serve HANDLER, named as package.module:attribute, until a signal ends it.
 
-    HANDLER is a subclass of socketserver.BaseRequestHandler, or a socketserver server class that has its own
-    RequestHandlerClass. The current directory is importable. Try: poolserver run poolserver.examples.echo:EchoHandler
+    HANDLER is a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address), or a socketserver
+    server class that has its own RequestHandlerClass. The current directory is importable. Try:
+    poolserver run poolserver.examples.echo:EchoHandler
     """
     service.run(functools.partial(_loaded, **given), is_whole_process=True)
 

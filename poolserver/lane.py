@@ -13,10 +13,10 @@ from poolserver.adapter import peer_name, unix_peer
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane, Handling
 from poolserver.handover import Intake
-from poolserver.listener import set_idle_timeout
 from poolserver.parked import READY, UNFIT, Parked, look
-from poolserver.rows import Row
+from poolserver.rows import Outcome, Row
 from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
+from poolserver.socket_options import set_idle_timeout
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length
 from poolserver.waits import Wait
@@ -99,17 +99,34 @@ class Lane(Handling):
             self._crew.wakeups.look_again(station)
         if self._crew.shortage.is_on:
             self._crew.shortage.end()
+        self._receive(station, request, address)
+        return True
+
+    def _receive(self, station: Station, request: Any, address: Any) -> None:
+        """What has just come is handled, parked or turned away."""
         if station.is_unix_stream:
             address = address or unix_peer(request)
             set_idle_timeout(request, station.idle_timeout)
+        if not (station.is_stream or self._is_whole(station.server, address)):
+            return
         if self._door is not None and not self._door.lets_in(self._row, request, address, is_stream=station.is_stream):
-            return True
+            return
         can_wait = station.wait is not Wait.NONE and isinstance(request, socket.socket)
         if can_wait and not self._has_spoken(station, request, address):
-            return True
+            return
         self._row.begin(peer_name(address))
         self._handle(station, request, address)
-        return True
+
+    def _is_whole(self, server: Any, address: Any) -> bool:
+        """Whether a datagram was not cut at ``max_packet_size``: no handler can make sense of a part. At which size a
+        ``get_request`` of the user's cuts is its own affair."""
+        cut_at = getattr(server.socket, "cut_at", 0)
+        if not cut_at or cut_at != getattr(server, "max_packet_size", 0):
+            return True
+        self._row.refuse(Outcome.REFUSED_OVERSIZED)
+        text = "a datagram of %s is refused: it is longer than %s.max_packet_size = %d"
+        log_line(logging.WARNING, text, peer_name(address), type(server).__name__, cut_at)
+        return False
 
     def _has_spoken(self, station: Station, request: Any, address: Any) -> bool:
         """Whether what is waited for is there. If not, the connection is parked, or over already."""
@@ -147,7 +164,7 @@ class Lane(Handling):
         parked = self._crew.park.take(post) if isinstance(post, int) and post >= 0 else post
         if not isinstance(parked, Parked):
             return
-        if parked.ending is not None:
+        if parked.ending is not None or parked.is_leaving:
             self._end(parked)
             return
         self._crew.park.give(parked, self._row.number)

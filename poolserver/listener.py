@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import errno
 import logging
-import math
 import os
 import socket
 import socketserver
@@ -20,6 +19,7 @@ from pathlib import Path
 from poolserver.address import Address, parse
 from poolserver.errors import SystemRefusedError
 from poolserver.holders import who_holds
+from poolserver.socket_options import defer_accept, set_idle_timeout, set_receive_buffer
 from poolserver.unix_path import claimed, unlink_if_ours, unlink_if_stale
 
 _log = logging.getLogger("poolserver")
@@ -88,7 +88,7 @@ class Listener:
         try:
             set_inherited_options(self.socket, self.address, self.options)
             if self.options.receive_buffer:
-                _set_receive_buffer(self.socket, self.options.receive_buffer)
+                set_receive_buffer(self.socket, self.options.receive_buffer)
             if self.is_stream and not self.is_adopted:
                 self.socket.listen(self.options.backlog)
             if self._inode is not None:
@@ -183,6 +183,8 @@ def adopt(sock: socket.socket, options: Options) -> Listener:
     name = sock.getsockname()
     sockaddr = os.fsdecode(name) if sock.family == socket.AF_UNIX else name[:2]
     sock.setblocking(False)
+    if scheme == "udp":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)  # which systemd sets: see _bound
     address = Address(scheme, socket.AddressFamily(sock.family), sockaddr)
     set_inherited_options(sock, address, options)
     return Listener(address, sock, options, is_adopted=True)
@@ -290,7 +292,7 @@ def _set_options(sock: socket.socket, address: Address, options: Options) -> Non
     if address.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, options.ipv6_only)
     if options.receive_buffer:
-        _set_receive_buffer(sock, options.receive_buffer)
+        set_receive_buffer(sock, options.receive_buffer)
     set_inherited_options(sock, address, options)
 
 
@@ -309,34 +311,6 @@ def set_inherited_options(sock: socket.socket, address: Address, options: Option
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
     defer_accept(sock, options.defer_accept)
     set_idle_timeout(sock, options.idle_timeout)
-
-
-def defer_accept(sock: socket.socket, seconds: float) -> None:
-    """Have the kernel keep connections that have sent nothing for so long; 0 = not at all. Source: tcp(7)."""
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
-
-
-def set_idle_timeout(sock: socket.socket, seconds: float) -> None:
-    """Bound each blocking receive and send. Accepted TCP sockets inherit it; accepted Unix sockets do not.
-
-    Source: socket(7) SO_RCVTIMEO, SO_SNDTIMEO.
-    """
-    value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # 0: for ever
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-
-
-def _set_receive_buffer(sock: socket.socket, size: int) -> None:
-    """Beyond ``net.core.rmem_max`` where privileges allow, else as far as the kernel goes. Source: socket(7)."""
-    so_rcvbufforce = 33  # asm-generic/socket.h; the socket module does not name it
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, size)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-    granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it for its own needs
-    if granted < size:
-        _log.warning("socket.receive_buffer: %d bytes granted of %d; raise net.core.rmem_max", granted, size)
 
 
 def _adopt_fd(fd: int, options: Options) -> Listener:

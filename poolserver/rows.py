@@ -9,17 +9,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-HALF_WORDS = 32
-ROW_WORDS = 80
+HALF_WORDS = 40
+ROW_WORDS = 96
 ROW_BYTES = ROW_WORDS * 8
 """A row has two halves: its lane's, and one that in the first row of a worker is its crew's, in the rest unused. What
 follows is how long the lane's handlers took."""
 STATE, SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
 NEW, BETWEEN = range(2)
-OLDEST, STRESS, SIGN, LEFT = range(27, 31)
+OLDEST, STRESS, SIGN, LEFT = range(36, 40)
 """Words of the crew's half; its counters stand where a lane's do."""
 
-_PEER_WORD = 26
+_PEER_WORD = 34
 PEER_BYTES = 48
 """An IPv6 address in brackets with its port is at most 47 characters."""
 PEER_START = _PEER_WORD * 8
@@ -57,6 +57,7 @@ class Outcome(enum.IntEnum):
     TIMEOUT_KEEP_ALIVE = enum.auto()
     REFUSED_MAX_HEAD = enum.auto()
     REFUSED_MAX_PARKED = enum.auto()
+    REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
     WOULD_PER_SOURCE = enum.auto()
     WOULD_RATE = enum.auto()
     WOULD_DENIED = enum.auto()

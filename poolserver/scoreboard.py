@@ -42,7 +42,7 @@ MAX_LANES = 16384
 MAX_BERTHS = 2 * MAX_WORKERS
 MAX_ROWS = 2 * MAX_LANES
 """Room for each worker and for one that leaves while it is there already. It is made once, before the first fork,
-since an anonymous mapping cannot grow in processes that have it. Pages that nobody touched cost nothing: 20 MiB of
+since an anonymous mapping cannot grow in processes that have it. Pages that nobody touched cost nothing: 24 MiB of
 address space in all."""
 
 

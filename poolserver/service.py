@@ -36,7 +36,7 @@ _log = logging.getLogger("poolserver")
 
 
 def serve(
-    handler: str | type,
+    handler: str | Callable[..., object],
     bind: str | Sequence[str] = "tcp://127.0.0.1:20000",
     workers: int | Literal["auto"] = "auto",
     threads: int = 8,
@@ -45,7 +45,7 @@ def serve(
     """Serve ``handler`` as ``poolserver run`` does, until a signal ends it. Call it from the main thread.
 
     Args:
-        handler: ``"package.module:attribute"``, or the class itself.
+        handler: ``"package.module:attribute"``, or the class or function itself.
         bind: One bind URL or several.
         workers: Worker processes; ``"auto"`` = the cores available, 0 = everything in this process.
         threads: Lanes in each worker.
@@ -63,12 +63,14 @@ def serve(
     run(lambda: config.from_sections(given), None if isinstance(handler, str) else handler)
 
 
-def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_process: bool = False) -> None:
+def run(
+    read: Callable[[], Loaded], handler: Callable[..., object] | None = None, *, is_whole_process: bool = False
+) -> None:
     """Serve until told to stop.
 
     Args:
         read: Gives the configuration; called again at each reload.
-        handler: The class, where the caller has it already.
+        handler: The class or function, where the caller has it already.
         is_whole_process: Nothing else goes on in this process, before or after.
 
     Raises:
@@ -97,7 +99,7 @@ def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_pro
         _supervise(succession, inbox, desk)
 
 
-def _loaded_here(settings: Config, handler: type | None) -> handlers.Service | None:
+def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> handlers.Service | None:
     """What is served, where it is imported in this process, once for all; None: each worker imports it."""
     section = settings.server
     if handler is not None:

@@ -16,11 +16,11 @@ FILES = sorted(PACKAGE.glob("*.py"))
 # From the top down: a module imports only what stands below it.
 LAYERS = """
     __main__ cli top trends whereabouts tables check __init__ exporter server service console companion control
-    metrics queues rendezvous remote master resident worker generation handlers crew attendant deadlines mending
-    here lane handling handover park parked conversation shortage station door wakeups waits adapter listener
-    tcp_info unix_path holders address shared_socket process inquiry stacks signals failures log config sections
-    values admission sources claims networks scoreboard rows pool fates roster reload tally repeats snapshot events
-    states commands errors
+    metrics queues rendezvous remote master resident worker generation handlers functions crew attendant deadlines
+    mending here lane handling handover park parked conversation shortage station door wakeups waits adapter
+    listener tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry stacks
+    signals failures log config sections values admission sources claims networks scoreboard rows pool fates roster
+    reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
