@@ -62,7 +62,8 @@ def _try_handler(settings: Config, addresses: list[Address], report: Report) -> 
     try:
         found = handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
         for address in addresses:
-            handlers.fitting(found, address)
+            if not address.is_passed:
+                handlers.fitting(found, address)
     except ConfigError as error:
         report.problems.append(str(error))
         report.details = error.details
@@ -115,9 +116,9 @@ def _sees_proxies_only(addresses: list[Address], exempt: Iterable[str]) -> bool:
     """Whether all who connect are of this machine, and some of them are counted. Of a passed descriptor nobody can
     tell."""
     networks = Networks.parse(exempt)
-    streams = [address for address in addresses if address.is_stream or address.fd >= 0]
+    streams = [address for address in addresses if address.is_stream or address.is_passed]
     sources = [source_of(address.sockaddr, 32, 128) for address in streams]
-    are_local = not any(_is_public(address) or address.fd >= 0 for address in streams)
+    are_local = not any(_is_public(address) or address.is_passed for address in streams)
     return are_local and any(not networks.contains(source.address, source.version) for source in sources)
 
 

@@ -16,12 +16,13 @@ from typing import Protocol
 
 from poolserver import control, log, process, stacks
 from poolserver.address import parse
+from poolserver.binding import bind_all
 from poolserver.companion import Companion
 from poolserver.control import ControlSocket
 from poolserver.errors import ConfigError
 from poolserver.events import Event
 from poolserver.inquiry import Inquiry
-from poolserver.listener import Listener, Options, bind_all
+from poolserver.listener import Listener, Options
 from poolserver.metrics import Observer
 from poolserver.pool import Pool
 from poolserver.process import Process

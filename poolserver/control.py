@@ -20,10 +20,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from poolserver import rendezvous
+from poolserver.binding import bind_all
 from poolserver.commands import CONTROL_COMMANDS
 from poolserver.errors import PoolserverError, SystemRefusedError
 from poolserver.events import Asked, Event
-from poolserver.listener import Listener, Options, bind_all
+from poolserver.listener import Listener, Options
 from poolserver.remote import Server
 
 _log = logging.getLogger("poolserver")

@@ -13,14 +13,16 @@ from typing import Self
 
 from poolserver import handlers, log, sections
 from poolserver.admission import Limits
+from poolserver.binding import Group, bind_groups, close_all
 from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
-from poolserver.listener import Group, Listener, Options, bind_groups, close_all
+from poolserver.listener import Listener, Options
 from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.sections import Config
 from poolserver.states import Policy
 from poolserver.station import Station, Terms
+from poolserver.systemd import Manager
 
 _log = logging.getLogger("poolserver")
 
@@ -75,22 +77,28 @@ class Succession:
         loaded: The configuration of the first generation.
         reread: The same once more from wherever it came; may raise PoolserverError.
         service: What is served, where it was imported already (``server.preload``, a class in a library call).
+        manager: The service manager, which may have passed listeners, and may keep ours for the next master.
 
     Raises:
         ConfigError: a bind URL cannot be parsed.
         SystemRefusedError: an address cannot be bound.
     """
 
-    def __init__(self, loaded: Loaded, reread: Callable[[], Loaded], service: handlers.Service | None) -> None:
+    def __init__(
+        self, loaded: Loaded, reread: Callable[[], Loaded], service: handlers.Service | None, manager: Manager
+    ) -> None:
         self.followers: list[Callable[[], None]] = []
         """Called at a commit: lanes in this process, and status, go on under the new terms."""
         self._reread = reread
         self._service = service
+        self._manager = manager
         self._number = 1
         self._next: _Draft | None = None
         self._went: list[Listener] = []
-        groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config))
+        groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config), passed=manager.passed)
         self._present = self._drafted(loaded, groups, log.present())
+        manager.drop_unclaimed()
+        self._keep()
 
     @property
     def settings(self) -> Config:
@@ -134,6 +142,7 @@ class Succession:
         self._went += [listener for listener in before.listeners if listener.socket not in kept]
         for listener in self._present.listeners:
             listener.apply_options()  # of one that stays and whose options do, nothing is touched
+        self._keep()
         self.present.use_log()
         for follow in self.followers:
             follow()
@@ -150,15 +159,18 @@ class Succession:
 
     def withdraw(self) -> None:
         """Close what went: newcomers are refused there, and the last old worker serves what is queued."""
-        for listener in self._went:
+        went, self._went = self._went, []
+        self._keep()
+        for listener in went:
             _log.info("no longer listening on %s", listener.url)
+            listener.is_kept = False
             listener.close_door()
             listener.close()
-        self._went = []
 
     def close_door(self, *, has_lanes: bool) -> None:
         """Let nobody in any more. Without lanes here, our copies close too: the last worker to have served its queue
         then frees the address, and newcomers are refused instead of waiting for the longest conversation to end."""
+        self._manager.let_go()
         for listener in self.listeners():
             listener.close_door()
             if not has_lanes:
@@ -169,6 +181,13 @@ class Succession:
 
     def __exit__(self, *_: object) -> None:
         close_all(self.listeners())
+
+    def _keep(self) -> None:
+        """Have systemd keep what we bound, so that not even a master that is killed loses who waits there."""
+        own = [listener for listener in (*self._present.listeners, *self._went) if not listener.is_adopted]
+        self._manager.keep({listener.url: listener.socket for listener in own})
+        for listener in own:
+            listener.is_kept = self._manager.has_store
 
     def _fresh(self) -> list[Listener]:
         """What was bound for the next generation only."""
@@ -196,7 +215,7 @@ class Succession:
         options = listener_options(settings)
         handler = _log_handler(settings.log, self.settings.log, self._present.log_handler)
         try:
-            groups = bind_groups(settings.server.bind, options, self._present.groups)
+            groups = bind_groups(settings.server.bind, options, self._present.groups, self._manager.passed)
         except BaseException:
             if handler is not self._present.log_handler:
                 handler.close()

@@ -21,6 +21,7 @@ from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
 from poolserver.generation import Generation, Succession, policy_of
 from poolserver.handover import Pairs
+from poolserver.herald import Health, Herald
 from poolserver.listener import Listener
 from poolserver.master import Master, Spawn, WorkerHandle
 from poolserver.metrics import Observer
@@ -29,6 +30,7 @@ from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
 from poolserver.station import Terms
+from poolserver.systemd import Manager
 from poolserver.tally import Tally
 from poolserver.worker import Seat, Worker
 
@@ -83,6 +85,19 @@ def run(
     if not (settings.server.handler or settings.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
     log.keep_standard_descriptors()
+    with Manager.taken_from_environment() as manager:
+        _run(loaded, read, handler, manager, is_whole_process=is_whole_process)
+
+
+def _run(
+    loaded: Loaded,
+    read: Callable[[], Loaded],
+    handler: Callable[..., object] | None,
+    manager: Manager,
+    *,
+    is_whole_process: bool,
+) -> None:
+    settings = loaded.config
     _change_directory(settings.server.chdir)
     environ = config.environment()
     log.configure(settings.log.level, settings.log.file, settings.log.format, environ.get("JOURNAL_STREAM", ""))
@@ -96,8 +111,8 @@ def run(
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
     operated = console.opened(settings, environ)
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
-    with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served) as succession:
-        _supervise(succession, inbox, desk)
+    with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served, manager) as succession:
+        _supervise(succession, inbox, desk, manager)
 
 
 def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> handlers.Service | None:
@@ -195,7 +210,7 @@ class ResidentSpawn:
             self._crew.door.change(terms.limits)
 
 
-def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console) -> None:
+def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console, manager: Manager) -> None:
     board, register = Scoreboard.create(), Register.create()
     policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
@@ -208,6 +223,8 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
         spawning = forking_spawn(succession.of, board, inbox, register, desk, listeners=succession.listeners)
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
+        observer = _observer(succession, register, board)
+        herald = Herald(manager, pool, Health(0.0), lambda now: observer.snapshot(pool, master.roster(), now))
         master = Master(
             pool,
             spawn,
@@ -218,10 +235,10 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=[desk],
+            attendants=[desk, herald] if manager.notify_address else [desk],
             on_answer=desk.answer,
         )
-        desk.connect(pool, master, _observer(succession, register, board))
+        desk.connect(pool, master, observer)
         master.run()
     always = ("accepted", "served", "errors", "cut")
     totals = {name: count for name, count in board.all_totals().items() if count or name in always}

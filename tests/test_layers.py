@@ -15,12 +15,12 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli top trends whereabouts tables check __init__ exporter server service console companion control
-    metrics queues rendezvous remote master resident worker generation handlers functions crew attendant deadlines
-    mending here lane handling handover park parked conversation shortage station door wakeups waits adapter
-    listener tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry stacks
-    signals failures log config sections values admission sources claims networks scoreboard rows pool fates roster
-    reload tally repeats snapshot events states commands errors
+    __main__ cli top trends whereabouts tables check __init__ exporter server service herald console companion
+    control metrics queues rendezvous remote master resident worker generation handlers functions crew attendant
+    deadlines mending here lane handling handover park parked conversation shortage station door wakeups waits adapter
+    binding listener systemd tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry
+    stacks signals failures log privileges config sections values admission sources claims networks scoreboard rows
+    pool fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -33,9 +33,9 @@ HOMES = {
     "signal.signal": {"signals"},
     "signal.set_wakeup_fd": {"signals"},
     "signal.pthread_sigmask": {"signals"},
-    "os.environ": {"config"},
+    "os.environ": {"config", "systemd"},
     "os.getenv": {"config"},
-    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues"},
+    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},

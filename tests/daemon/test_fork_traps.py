@@ -209,8 +209,8 @@ class TestF10Init:
 
 class TestF12SharedEpoll:
     def test_no_epoll_is_older_than_its_process(self, daemon):
-        """F12: the master has none to share, each worker two of its own (the second for lanes that leave), and kills
-        disturb no sibling."""
+        """F12: the master has none to share, each worker two of its own (one for lanes that leave), and kills disturb
+        no sibling."""
         served = daemon("handlers:LineHandler", workers=2)
         assert "anon_inode:[eventpoll]" not in proc.files(served.pid).values()
         for pid in served.workers():

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolserver.binding import bind_all
 from poolserver.door import Register
 from poolserver.events import Start, WorkerExited, WorkerReady
-from poolserver.listener import Listener, Options, bind_all
+from poolserver.listener import Listener, Options
 from poolserver.metrics import Observer
 from poolserver.networks import source_of
 from poolserver.pool import Pool
