@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import handlers
+from poolserver import handlers, log
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
@@ -34,10 +34,11 @@ def examine(loaded: Loaded) -> Report:
     report = Report(effective(loaded))
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
     _try_handler(settings, addresses, report)
-    try:
-        check_metrics(settings)
-    except ConfigError as error:
-        report.problems.append(str(error))
+    for is_usable in (lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)):
+        try:
+            is_usable()
+        except ConfigError as error:
+            report.problems.append(str(error))
     if settings.control.socket and not Path(settings.control.socket).parent.is_dir():
         report.problems.append(f"control.socket: the folder of {settings.control.socket} does not exist")
     if settings.server.chdir and not Path(settings.server.chdir).is_dir():

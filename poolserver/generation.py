@@ -309,9 +309,9 @@ def _log_handler(section: sections.Log, before: sections.Log, present: log.LineH
     Raises:
         ConfigError: it cannot be opened or written.
     """
-    if section.file == before.file:
+    if (section.file, section.format) == (before.file, before.format):
         return present
-    handler = log.opened(section.file)
+    handler = log.opened(section.file, section.format)
     try:
         handler.write("log opened for a reload")
     except OSError as error:

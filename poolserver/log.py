@@ -5,6 +5,7 @@ a line, so that lines of several processes in one file are never torn, and a fai
 """
 
 import fcntl
+import importlib
 import logging
 import os
 import re
@@ -32,7 +33,12 @@ _MARGINAL = re.compile(r" |Traceback |(?!poolserver:)[A-Za-z_][\w.]*(:|$)")
 """What may begin a line that is not the first of its record; a record begins with digits, an ``announce``d line with
 our name."""
 
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""What the journal calls them. Source: syslog(3)."""
+
 _speaker = "poolserver"
+_service = ""
+_journal = ""
 _handler: "LineHandler | None" = None
 
 
@@ -46,6 +52,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self._path = path
         self._lost = 0
+        self._is_journal = not path and _is_journal(2)
         self._fd = self._open()
 
     def fileno(self) -> int:
@@ -70,8 +77,7 @@ class LineHandler(logging.Handler):
         Raises:
             OSError: the disk is full, for one.
         """
-        record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
-        _write(self._fd, f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+        _write(self._fd, self._octets(logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)))
 
     def close(self) -> None:
         """Give the descriptor back: another handler has taken over."""
@@ -80,13 +86,20 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record)
             if self._lost:
-                line += f" ({self._lost} earlier lines lost)"
-            _write(self._fd, f"{line}\n".encode("utf-8", "backslashreplace"))
+                record.lost = self._lost
+            _write(self._fd, self._octets(record))
             self._lost = 0
         except Exception:  # noqa: BLE001 - disk full, pipe broken, a record that cannot be formatted: counted above
             self._lost += 1
+
+    def _octets(self, record: logging.LogRecord) -> bytes:
+        record.role, record.service = _speaker, _service
+        text = self.format(record)
+        if self._is_journal:
+            mark = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+            text = "\n".join(mark + line for line in text.split("\n"))
+        return f"{text}\n".encode("utf-8", "backslashreplace")
 
     def _open(self) -> int:
         if not self._path:
@@ -106,6 +119,8 @@ class _Formatter(logging.Formatter):
         zone = time.strftime("%z", time.localtime(record.created))
         text = harmless_line(record.getMessage())
         line = f"{stamp}.{int(record.msecs):03d}{zone} {record.levelname} {_speaker} [{os.getpid()}]: {text}"
+        if hasattr(record, "lost"):
+            line += f" ({record.lost} earlier lines lost)"
         details = record.exc_text or record.stack_info or getattr(record, "details", "")
         if record.exc_info and not record.exc_text:
             details = self.formatException(record.exc_info)
@@ -122,27 +137,63 @@ def harmless_line(text: str) -> str:
     return _UNSAFE_OR_NEWLINE.sub(_escape, text)
 
 
-def opened(path: str) -> LineHandler:
-    """A handler for the file ``path``, or for standard error if it is empty.
+def formatter(kind: str) -> logging.Formatter:
+    """How records become lines: ``text``, or ``json``, an object each.
 
     Raises:
-        ConfigError: the file cannot be opened.
+        ConfigError: the extra is missing.
     """
+    if kind == "text":
+        return _Formatter()
+    try:
+        module = importlib.import_module("pythonjsonlogger.json")
+    except ModuleNotFoundError as error:
+        raise ConfigError("log.format = json needs python-json-logger: pip install 'poolserver[json]'") from error
+    names = {"levelname": "level", "process": "pid"}
+    fields = ["levelname", "service", "role", "process", "message"]
+    made: logging.Formatter = module.JsonFormatter(fields, rename_fields=names, timestamp="time")
+    return made
+
+
+def opened(path: str, kind: str = "text") -> LineHandler:
+    """A handler for the file ``path``, or for standard error if it is empty; for lines of this ``kind``.
+
+    Raises:
+        ConfigError: the file cannot be opened, or the extra for this kind is missing.
+    """
+    lines = formatter(kind)
     try:
         handler = LineHandler(path)
     except OSError as error:
         raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(lines)
     return handler
 
 
-def configure(level: str, path: str) -> None:
+def configure(level: str, path: str, kind: str, journal: str) -> None:
     """Send the log of this daemon to ``path``, or to standard error if it is empty.
 
+    Args:
+        level: The least severity that is written.
+        path: The file.
+        kind: ``text`` or ``json``.
+        journal: The variable JOURNAL_STREAM: where standard error is the journal, lines begin with their priority.
+            Source: systemd.exec(5), sd-daemon(3).
+
     Raises:
-        ConfigError: the file cannot be opened.
+        ConfigError: as ``opened``.
     """
-    use(opened(path), level)
+    global _journal
+    _journal = journal
+    use(opened(path, kind), level)
+
+
+def _is_journal(fd: int) -> bool:
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return _journal == f"{found.st_dev}:{found.st_ino}"
 
 
 def present() -> LineHandler:
@@ -174,8 +225,8 @@ def reopen() -> None:
 
 def introduce(role: str, name: str) -> None:
     """Say who speaks from now on in this process: in log lines and in the process title (``ps``, ``top``)."""
-    global _speaker
-    _speaker = role
+    global _speaker, _service
+    _speaker, _service = role, name
     setproctitle.setproctitle(f"poolserver: {role} [{name}]")
 
 

@@ -181,7 +181,7 @@ class Log(Section):
     """``[log]``: what is written, how, and where."""
 
     level: Literal["debug", "info", "warning", "error", "critical"] = "info"
-    format: Literal["text"] = "text"
+    format: Literal["text", "json"] = "text"
     file: AnchoredPath = ""
 
 

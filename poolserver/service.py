@@ -99,7 +99,8 @@ def _run(
 ) -> None:
     settings = loaded.config
     _change_directory(settings.server.chdir)
-    log.configure(settings.log.level, settings.log.file)
+    environ = config.environment()
+    log.configure(settings.log.level, settings.log.file, settings.log.format, environ.get("JOURNAL_STREAM", ""))
     log.introduce("master", settings.server.service_name)
     shortage.raise_limit()
     served = _loaded_here(settings, handler)  # while TERM and INT still simply end us: an import may hang
@@ -108,7 +109,7 @@ def _run(
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    operated = console.opened(settings, config.environment())
+    operated = console.opened(settings, environ)
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
     with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served, manager) as succession:
         _supervise(succession, inbox, desk, manager)
