@@ -15,6 +15,7 @@ import time
 import setproctitle
 
 from poolserver.errors import ConfigError
+from poolserver.privileges import Account, made_for
 
 LOGGER = "poolserver"
 
@@ -42,9 +43,10 @@ class LineHandler(logging.Handler):
     Lines that cannot be written are counted, and the count is said when one can be.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owner: Account | None = None) -> None:
         super().__init__()
         self._path = path
+        self._owner = owner
         self._lost = 0
         self._fd = self._open()
 
@@ -91,7 +93,8 @@ class LineHandler(logging.Handler):
     def _open(self) -> int:
         if not self._path:
             return _own_copy(2)
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        fd = made_for(self._owner, self._path, lambda: os.open(self._path, flags, 0o640))
         try:
             return _own_copy(fd)
         finally:
@@ -122,27 +125,27 @@ def harmless_line(text: str) -> str:
     return _UNSAFE_OR_NEWLINE.sub(_escape, text)
 
 
-def opened(path: str) -> LineHandler:
-    """A handler for the file ``path``, or for standard error if it is empty.
+def opened(path: str, owner: Account | None = None) -> LineHandler:
+    """A handler for the file ``path``, which is to be ``owner``'s, or for standard error if it is empty.
 
     Raises:
         ConfigError: the file cannot be opened.
     """
     try:
-        handler = LineHandler(path)
+        handler = LineHandler(path, owner)
     except OSError as error:
         raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
     handler.setFormatter(_Formatter())
     return handler
 
 
-def configure(level: str, path: str) -> None:
+def configure(level: str, path: str, owner: Account | None = None) -> None:
     """Send the log of this daemon to ``path``, or to standard error if it is empty.
 
     Raises:
         ConfigError: the file cannot be opened.
     """
-    use(opened(path), level)
+    use(opened(path, owner), level)
 
 
 def present() -> LineHandler:
