@@ -311,7 +311,7 @@ def _bound(configured: str, name: str, mode: int, environ: Mapping[str, str], ow
         if len(os.fsencode(path)) > MAX_PATH_BYTES:
             raise SystemRefusedError(f"{path} is longer than the {MAX_PATH_BYTES} bytes that a socket's path may have")
         if not configured:
-            rendezvous.make_folder(path.parent)
+            rendezvous.make_folder(path.parent, for_another=owner is not None)
         (listener,) = bind_all([f"unix:{path}"], Options(backlog=BACKLOG, unix_mode=mode, owner=owner))
     except (OSError, PoolserverError) as error:
         if who := _owner_of(path):

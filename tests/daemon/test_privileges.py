@@ -57,7 +57,7 @@ def test_every_process_is_the_user_and_nothing_else(daemon, place, workers):
 
 
 def test_supplementary_groups_are_the_users_own(daemon, place):
-    """Those of whoever started it are gone; those that the user is a member of are there, where there is such a user."""
+    """Those of whoever started it are gone; those that the user is a member of, if any, are there."""
     crowd = f"import os, sys; os.setgroups([0, 4, 27]); {AFTER}"
     own = {
         entry.pw_name: set(os.getgrouplist(entry.pw_name, entry.pw_gid)) - {entry.pw_gid} for entry in pwd.getpwall()
