@@ -25,12 +25,12 @@ TRACKED = (_BUCKETS + 1) * _WAYS
 
 _ROWS = MAX_ROWS
 _WORKERS = MAX_ROWS + 1
-_USED = MAX_ROWS + 2
+_HAS_PARKED = MAX_ROWS + 2
+_USED = MAX_ROWS + 3
 _TRANSIT = _USED + MAX_BERTHS
 _TABLES = _TRANSIT + MAX_BERTHS * TRANSITS
 _TABLE_WORDS = 2 * TRACKED
 _WORDS = _TABLES + MAX_BERTHS * _TABLE_WORDS
-_NOBODY = bytes(MAX_BERTHS << 3)  # the words from _USED on where no worker has anybody parked or on the way
 
 
 class Claims:
@@ -76,9 +76,7 @@ class Claims:
         """How many connections ``source`` has in the whole pool."""
         words, memory, digest = self._words, self._memory, source.digest
         count = memory[: words[_ROWS] << 3].count(digest)
-        workers = words[_WORKERS]
-        if not _NOBODY.startswith(memory[_USED << 3 : (_USED + workers) << 3]):
-            used = words[_USED : _USED + workers].tolist()
+        if words[_HAS_PARKED] and any(used := words[_USED : _USED + words[_WORKERS]].tolist()):
             count += memory[_TRANSIT << 3 : (_TRANSIT + TRANSITS * len(used)) << 3].count(digest)
             count += sum(self._parked_at(worker, source.number) for worker, parked in enumerate(used) if parked)
         return count
@@ -108,7 +106,7 @@ class Claims:
         entry = self._entry(worker, number)
         if entry < 0:
             return False
-        self._words[_USED + worker] += 1
+        self._note_parked(worker)
         self._words[entry] = number
         self._words[entry + TRACKED] += 1
         return True
@@ -129,7 +127,7 @@ class Claims:
         first = _TRANSIT + worker * TRANSITS
         for word in range(first, first + TRANSITS):
             if not self._words[word]:
-                self._words[_USED + worker] += 1
+                self._note_parked(worker)
                 self._words[word] = number
                 return word - _TRANSIT
         return -1
@@ -170,6 +168,10 @@ class Claims:
                 counts.update(self._words[transit : transit + TRANSITS].tolist())
         del counts[0]
         return counts
+
+    def _note_parked(self, worker: int) -> None:
+        self._words[_USED + worker] += 1
+        self._words[_HAS_PARKED] = 1  # for good: where nothing ever parks, nobody need look for it
 
     def _parked_at(self, worker: int, number: int) -> int:
         entry = self._find(worker, number)

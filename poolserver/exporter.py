@@ -6,6 +6,7 @@ the extra ``metrics`` (prometheus-client).
 """
 
 import http.server
+import itertools
 import math
 import os
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -24,7 +25,7 @@ from poolserver import process, signals
 from poolserver.errors import PoolserverError
 from poolserver.remote import PATIENCE, Server
 from poolserver.server import PreThreadHTTPServer
-from poolserver.snapshot import Snapshot
+from poolserver.snapshot import Durations, Snapshot
 
 THREADS = 4
 """Scrapes and probes that are served at once."""
@@ -84,9 +85,19 @@ def _connections(snapshot: Snapshot) -> Iterator[Metric]:
     yield _labelled("connections_refused", "Connections turned away.", "reason", totals["refused"])
     yield _labelled("connections_rehearsed", "Connections that a dry run would refuse.", "reason", totals["rehearsed"])
     yield _labelled("timeouts", "Connections that met a deadline.", "kind", totals["timeouts"])
+    yield _handler_duration(snapshot["durations"])
     yield _counter("respawns", "Workers replaced after a death.", totals["respawns"])
     reloads = {"ok": totals["reloads"], "failed": totals["reloads_failed"]}
     yield _labelled("reloads", "Reloads.", "result", reloads)
+
+
+def _handler_duration(durations: Durations) -> Metric:
+    cumulated = itertools.accumulate(durations["counts"])
+    bounds = [*(str(bound) for bound in durations["bounds"]), "+Inf"]
+    text = "How long connections, or exchanges on them, were in a handler."
+    family = HistogramMetricFamily("poolserver_handler_duration_seconds", text)
+    family.add_metric([], list(zip(bounds, cumulated, strict=True)), durations["sum"])
+    return family
 
 
 def _lanes(snapshot: Snapshot) -> Iterator[Metric]:

@@ -34,7 +34,8 @@ class Park:
     """The parked connections of one worker.
 
     Each is in exactly one stage: ``silent`` (it has sent nothing), ``speaking`` (some of what is waited for is there),
-    ``between`` two exchanges. A stage keeps the order of arrival, so that the oldest stands first.
+    ``between`` two exchanges. A stage keeps the order of arrival, so that the oldest stands first; one that came from
+    another worker may stand behind younger ones, and has as much time as they.
     """
 
     def __init__(self, wakeups: Wakeups[Any], quarters: Quarters, claims: Claims, terms: Terms) -> None:

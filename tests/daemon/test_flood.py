@@ -124,9 +124,12 @@ class TestSilence:
 
     @pytest.mark.soak
     def test_long_gives_each_lane_back_within_a_second(self, daemon) -> None:
-        """100 of them on 32 lanes: of those that are served in turn, each turn takes 1 to 2 s."""
+        """100 of them on 32 lanes: even if they took lanes in turn, a turn is 1 to 2 s.
+
+        TCP_DEFER_ACCEPT may keep each a second in the kernel before.
+        """
         lasted = self.silenced(daemon, clients=100, patience=1, lanes=LANES)
-        assert all(ended <= 2 * (place // (WORKERS * LANES) + 1) for place, ended in enumerate(lasted)), lasted
+        assert all(ended <= 1 + 2 * (place // (WORKERS * LANES) + 1) for place, ended in enumerate(lasted)), lasted
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=soak)])

@@ -58,7 +58,7 @@ def test_no_counter_goes_back_under_deaths_and_a_reload(daemon) -> None:
     with Storm(served, clients=4) as storm:
         for _ in range(5):
             storm.wait_for_more(100)
-            os.kill(served.status()["workers"][0]["pid"], SIGKILL)
+            os.kill(served.workers()[0], SIGKILL)
             seen.append(scrape(served))
         assert served.ask("reload")["ok"]
         seen.append(scrape(served))

@@ -1,8 +1,11 @@
 """What a scrape gets, and the supervision of the process that serves it."""
 
+import json
 import math
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -36,6 +39,15 @@ def test_totals_become_counters() -> None:
     assert found["poolserver_respawns_total", ""] == 6
 
 
+def test_durations_become_a_histogram() -> None:
+    """Cumulated, with the count of all."""
+    found = samples(snapshot(durations={"bounds": [0.1, 1.0], "counts": [3, 2, 1], "sum": 7.5}))
+    buckets = {label: value for (name, label), value in found.items() if name.endswith("seconds_bucket")}
+    assert buckets == {"0.1": 3, "1.0": 5, "+Inf": 6}
+    assert found["poolserver_handler_duration_seconds_count", ""] == 6
+    assert found["poolserver_handler_duration_seconds_sum", ""] == 7.5
+
+
 def test_workers_are_counted_by_state() -> None:
     """Every state is there, so that an alert on one has a zero to compare with."""
     workers = [worker(0, 1), worker(1, 2, state="hung"), worker(2, None, state="stopped", rss=None, cpu=None)]
@@ -64,6 +76,16 @@ def test_every_metric_is_ours_and_has_a_help() -> None:
     for family in text_string_to_metric_families(exposition(snapshot(workers=[worker(lanes=lanes)])).decode()):
         assert family.name.startswith("poolserver_")
         assert family.documentation
+
+
+def test_dashboard_asks_for_metrics_that_there_are() -> None:
+    """Each name in config/grafana/poolserver.json is one of ours."""
+    listeners = [{"url": "tcp://x", "backlog": 1, "queued": 1, "drops": None}]
+    ours = {name for name, _ in samples(snapshot(listeners=listeners))}
+    dashboard = Path(__file__).parents[2] / "config" / "grafana" / "poolserver.json"
+    asked = set(re.findall(r"poolserver_[a-z_]+", dashboard.read_text()))
+    assert json.loads(dashboard.read_text())["panels"]
+    assert asked <= ours
 
 
 class Forked(Process):
