@@ -18,6 +18,7 @@ from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
 from poolserver.listener import Listener, Options
+from poolserver.privileges import Account
 from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.sections import Config
 from poolserver.states import Policy
@@ -99,6 +100,10 @@ class Succession:
         self._present = self._drafted(loaded, groups, log.present())
         manager.drop_unclaimed()
         self._keep()
+
+    def preload(self, service: handlers.Service | None) -> None:
+        """Before anything is served: this was imported, once for all."""
+        self._service = service
 
     @property
     def settings(self) -> Config:
@@ -276,6 +281,7 @@ def listener_options(settings: Config) -> Options:
         receive_buffer=section.receive_buffer,
         unix_mode=section.unix_mode,
         idle_timeout=settings.timeouts.idle,
+        owner=Account.named(settings.server.user, settings.server.group),
     )
 
 

@@ -73,6 +73,9 @@ class Server(Section):
     # Its default is a path too, so it is anchored like a given one.
     pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
     preload: bool = False
+    user: Text = ""
+    group: Text = ""
+    umask: OctalMode = Mode(0o027)
     chdir: AnchoredPath = ""
 
     @property

@@ -26,6 +26,7 @@ from poolserver.listener import Listener
 from poolserver.master import Master, Spawn, WorkerHandle
 from poolserver.metrics import Observer
 from poolserver.pool import Pool
+from poolserver.privileges import Account
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
@@ -85,7 +86,7 @@ def run(
     if not (settings.server.handler or settings.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
     log.keep_standard_descriptors()
-    with Manager.taken_from_environment() as manager:
+    with Manager.taken_from_environment() as manager, _umask(settings.server.umask):
         _run(loaded, read, handler, manager, is_whole_process=is_whole_process)
 
 
@@ -98,12 +99,17 @@ def _run(
     is_whole_process: bool,
 ) -> None:
     settings = loaded.config
+    account = Account.named(settings.server.user, settings.server.group)
+    if account is not None:
+        account.refuse_unreachable()
     _change_directory(settings.server.chdir)
     environ = config.environment()
-    log.configure(settings.log.level, settings.log.file, settings.log.format, environ.get("JOURNAL_STREAM", ""))
+    journal = environ.get("JOURNAL_STREAM", "")
+    log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
     log.introduce("master", settings.server.service_name)
     shortage.raise_limit()
-    served = _loaded_here(settings, handler)  # while TERM and INT still simply end us: an import may hang
+    # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
+    served = _loaded_here(settings, handler) if account is None else None
     inbox: signals.Inbox[Command] = signals.Inbox.open()
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
     if os.getpid() == 1:
@@ -112,6 +118,9 @@ def _run(
     operated = console.opened(settings, environ)
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
     with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served, manager) as succession:
+        if account is not None:
+            account.become()
+            succession.preload(_loaded_here(settings, handler))
         _supervise(succession, inbox, desk, manager)
 
 
@@ -268,6 +277,16 @@ def _close_streams(listeners: Sequence[Listener]) -> None:
     for listener in listeners:
         if listener.is_stream:
             listener.close()
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """For the block, and every process that is forked in it."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _change_directory(path: str) -> None:
