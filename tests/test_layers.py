@@ -16,9 +16,9 @@ FILES = sorted(PACKAGE.glob("*.py"))
 # From the top down: a module imports only what stands below it.
 LAYERS = """
     __main__ cli top trends whereabouts tables check __init__ server service console control metrics queues
-    rendezvous remote master resident worker generation handlers crew attendant deadlines mending here lane handling
-    handover park conversation shortage station door wakeups waits adapter listener tcp_info unix_path holders address
-    shared_socket process inquiry stacks signals failures log config sections values admission sources claims
+    rendezvous remote master resident worker generation recycling handlers crew attendant deadlines mending here lane
+    handling handover park conversation shortage station door wakeups waits adapter listener tcp_info unix_path holders
+    address shared_socket process inquiry stacks signals failures log config sections values admission sources claims
     networks scoreboard rows pool fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
@@ -46,7 +46,7 @@ HOMES = {
     "quit": set[str](),
 }
 IMPORT_HOMES = {
-    "psutil": {"metrics"},
+    "psutil": {"metrics", "recycling"},
     "setproctitle": {"log"},
     "daemon": {"daemonize"},
     "click": {"cli"},
