@@ -5,6 +5,7 @@ and those that went but are still served. It decides nothing: ``pool.py`` says w
 withdraw.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
 from poolserver.listener import Listener, Options
 from poolserver.privileges import Account
+from poolserver.recycling import Allowance
 from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.sections import Config
 from poolserver.states import Policy
@@ -53,6 +55,16 @@ class Generation:
     terms: Terms
     use_log: Callable[[], None] = lambda: None
     """In a worker: log to where this generation does."""
+    on_start: Callable[[], None] = lambda: None
+    on_stop: Callable[[], None] = lambda: None
+    """``server.worker_start`` and ``worker_stop``, for each worker to call. They may raise ConfigError."""
+
+    def leave(self) -> None:
+        """A worker's last act; whatever ``on_stop`` raises, it leaves."""
+        try:
+            self.on_stop()
+        except ConfigError as error:
+            _log.error("%s", error, extra={"details": error.details})
 
 
 @dataclass(frozen=True)
@@ -244,6 +256,8 @@ class Succession:
             make_stations,
             terms,
             lambda: log.use(log_handler, settings.log.level),
+            functools.partial(handlers.call, settings.server.worker_start, "server.worker_start"),
+            functools.partial(handlers.call, settings.server.worker_stop, "server.worker_stop"),
         )
         return _Draft(loaded, groups, log_handler, generation)
 
@@ -261,10 +275,17 @@ def policy_of(settings: Config) -> Policy:
         max(1, workers),
         timeouts.boot,
         timeouts.graceful,
+        lame_duck_timeout=timeouts.lame_duck,
         resident=workers == 0,
         lanes=settings.pool.threads,
         most_workers=min(MAX_WORKERS, MAX_LANES // settings.pool.threads),
     )
+
+
+def allowance_of(settings: Config) -> Allowance:
+    """The narrow values that recycling needs."""
+    section = settings.recycle
+    return Allowance(section.connections, section.jitter, section.rss, section.age)
 
 
 def listener_options(settings: Config) -> Options:

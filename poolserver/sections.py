@@ -24,6 +24,7 @@ from poolserver.values import (
     AnchoredPath,
     Duration,
     FilledPath,
+    Fraction,
     Mode,
     Network,
     OctalMode,
@@ -77,6 +78,8 @@ class Server(Section):
     group: Text = ""
     umask: OctalMode = Mode(0o027)
     chdir: AnchoredPath = ""
+    worker_start: Text = ""
+    worker_stop: Text = ""
 
     @property
     def service_name(self) -> str:
@@ -132,15 +135,26 @@ def _resolved(workers: int | Literal["auto"]) -> int:
     return min(available_cores(), MAX_WORKERS) if workers == "auto" else workers
 
 
+class Recycle(Section):
+    """``[recycle]``: when a worker has served enough; 0 = never."""
+
+    connections: Annotated[int, Field(ge=0)] = 0
+    jitter: Fraction = 0.1
+    rss: Annotated[Size, Field(ge=0)] = 0
+    age: Duration = 0.0
+
+
 class Timeouts(Section):
     """``[timeouts]``: seconds; 0 = off, but for ``boot``, and ``graceful`` where 0 = cut at once."""
 
     boot: Annotated[Duration, Field(gt=0)] = 30.0
+    worker: Duration = 10.0
     first_byte: Duration = 0.0
     head: Duration = 30.0
     idle: Duration = 60.0
     handler: Duration = 0.0
     graceful: Duration = 30.0
+    lame_duck: Duration = 0.0
 
 
 class Limits(Section):
@@ -209,6 +223,7 @@ class Config(BaseModel):
     server: Server = Server()
     socket: Socket = Socket()
     pool: Pool = Pool()
+    recycle: Recycle = Recycle()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     parking: Parking = Parking()

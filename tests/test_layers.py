@@ -16,11 +16,11 @@ FILES = sorted(PACKAGE.glob("*.py"))
 # From the top down: a module imports only what stands below it.
 LAYERS = """
     __main__ cli top trends whereabouts tables check __init__ exporter server service herald console companion
-    control metrics queues rendezvous remote master resident worker generation handlers functions crew attendant
-    deadlines mending here lane handling handover park parked conversation shortage station door wakeups waits adapter
-    binding listener systemd tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry
-    stacks signals failures log privileges config sections values admission sources claims networks scoreboard rows
-    pool fates roster reload tally repeats snapshot events states commands errors
+    control metrics queues rendezvous remote master resident worker generation recycling handlers functions crew
+    attendant deadlines mending here lane handling handover park parked conversation shortage station door wakeups
+    waits adapter binding listener systemd tcp_info socket_options unix_path holders address datagrams shared_socket
+    process inquiry stacks signals failures log privileges config sections values admission sources claims networks
+    scoreboard rows pool fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -55,7 +55,7 @@ HOMES = {
     "quit": set[str](),
 }
 IMPORT_HOMES = {
-    "psutil": {"metrics"},
+    "psutil": {"metrics", "recycling"},
     "setproctitle": {"log"},
     "daemon": {"daemonize"},
     "click": {"cli"},
