@@ -11,6 +11,10 @@ from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError
 from poolserver.networks import Networks, source_of
 from poolserver.sections import Config
+from poolserver.shortage import most_descriptors
+
+OTHER_DESCRIPTORS = 64
+"""What a worker has open beside its connections, and its handlers' own files, at a guess."""
 
 
 @dataclass
@@ -63,6 +67,7 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
     if not settings.timeouts.idle:
         yield "timeouts.idle is off: a client that falls silent holds its lane for ever"
     yield from _limit_hazards(settings, addresses)
+    yield from _parking_hazards(settings)
     if settings.socket.receive_buffer:
         most = _sysctl("/proc/sys/net/core/rmem_max")
         if most is not None and settings.socket.receive_buffer > most:
@@ -85,6 +90,16 @@ def _limit_hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
         yield (
             f"limits.{by_source[0]}: every listener is local, and all clients of a local proxy count as one source: "
             "limit them there, and exempt the proxy here (limits.exempt) where it connects by TCP"
+        )
+
+
+def _parking_hazards(settings: Config) -> Iterator[str]:
+    """One worker may have most of the parked: EPOLLEXCLUSIVE wakes the first that is idle."""
+    needed = settings.pool.threads + settings.parking.max_parked + OTHER_DESCRIPTORS
+    if needed > (most := most_descriptors()):
+        yield (
+            f"parking.max_parked = {settings.parking.max_parked}: a worker may need {needed} descriptors and has at "
+            f"most {most}: raise LimitNOFILE, or accepting will pause"
         )
 
 

@@ -43,7 +43,10 @@ class Claims:
     Two lanes that count before either claims would both come in under the limit. Within a process ``lock`` forbids
     it: hold it from ``active`` to ``claim``. It is the process's own and dies with it. Between processes nothing
     does, so that a limit is overshot by at most one for each worker that races, at most workers - 1 in all. A claim
-    that moves is given back first and made then, so that nobody is refused for being counted twice.
+    that moves is given back first and made then, so that nobody is refused for being counted twice. A connection
+    whose sender dies while it is on its way is not counted until it is received.
+
+    ``_USED`` is raised before, and lowered after, what it stands for: a worker that is killed in between is cleared.
 
     Source: measured, 0.3 us over 32 lanes, 3 us over 1,024, 50 us over 16,384.
     """
@@ -103,18 +106,18 @@ class Claims:
         entry = self._entry(worker, number)
         if entry < 0:
             return False
+        self._words[_USED + worker] += 1
         self._words[entry] = number
         self._words[entry + TRACKED] += 1
-        self._words[_USED + worker] += 1
         return True
 
     def unpark(self, worker: int, number: int) -> None:
         """Take back what ``park`` counted; hold ``lock``."""
         entry = self._find(worker, number)
         self._words[entry + TRACKED] -= 1
-        self._words[_USED + worker] -= 1
         if not self._words[entry + TRACKED]:
             self._words[entry] = 0
+        self._words[_USED + worker] -= 1
 
     def send(self, worker: int, number: int) -> int:
         """Count a connection that is on its way to another worker; its word's place, -1 when none is free.
@@ -124,8 +127,8 @@ class Claims:
         first = _TRANSIT + worker * TRANSITS
         for word in range(first, first + TRANSITS):
             if not self._words[word]:
-                self._words[word] = number
                 self._words[_USED + worker] += 1
+                self._words[word] = number
                 return word - _TRANSIT
         return -1
 

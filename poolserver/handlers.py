@@ -92,12 +92,13 @@ def service_of(attribute: Any, handler: str, server_class: str) -> Service:
 
 
 def fitting(service: Service, address: Address) -> None:
-    """Refuse a handler on a kind of address that it cannot serve.
+    """Refuse a handler on a kind of address that it cannot serve, and one that waits for what there is not.
 
     Raises:
         ConfigError: names the handler and the address.
     """
     handler = service.handler
+    _own_wait(handler_class(handler))
     unfit = _DATAGRAM_ONLY if address.is_stream else _STREAM_ONLY
     if isinstance(handler, type) and issubclass(handler, unfit):
         raise ConfigError(f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}")
@@ -158,7 +159,7 @@ def _wait(handler: Any, terms: Terms) -> Wait:
 
 def _own_wait(handler: Any) -> Wait:
     own = getattr(handler, "wait_for", None)
-    if own is None:
+    if not isinstance(own, str):  # a method of that name, say
         is_http = isinstance(handler, type) and issubclass(handler, BaseHTTPRequestHandler)
         return Wait.HTTP if is_http else Wait.NONE
     if own not in list(Wait):

@@ -5,6 +5,7 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
+import socket
 import time
 from typing import Any
 
@@ -13,12 +14,12 @@ from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane, Handling
 from poolserver.handover import Intake
 from poolserver.listener import set_idle_timeout
-from poolserver.park import UNFIT, Parked, look
+from poolserver.parked import READY, UNFIT, Parked, look
 from poolserver.scoreboard import Outcome, Row
 from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length
-from poolserver.waits import Verdict, Wait
+from poolserver.waits import Wait
 
 DRAIN_LOOK = 0.1
 """Seconds between a leaving lane's looks whether anybody is still parked."""
@@ -70,6 +71,7 @@ class Lane(Handling):
         row.absent()
         while crew.has_parked:
             self._take_up(crew.wakeups.wait_parked(DRAIN_LOOK))
+            row.absent()
 
     def take(self, station: Station) -> bool:
         """Accept one connection (or datagram) and handle it. False: there was none.
@@ -109,7 +111,8 @@ class Lane(Handling):
             return
         if self._door is not None and not self._door.lets_in(self._row, request, address, is_stream=station.is_stream):
             return
-        if station.wait is not Wait.NONE and not self._has_spoken(station, request, address):
+        can_wait = station.wait is not Wait.NONE and isinstance(request, socket.socket)
+        if can_wait and not self._has_spoken(station, request, address):
             return
         self._row.begin(peer_name(address))
         self._handle(station, request, address)
@@ -128,7 +131,7 @@ class Lane(Handling):
     def _has_spoken(self, station: Station, request: Any, address: Any) -> bool:
         """Whether what is waited for is there. If not, the connection is parked, or over already."""
         verdict = look(request, station.wait, self._max_head)
-        if verdict in (Verdict.COMPLETE, Verdict.ENDED):
+        if verdict in READY:
             return True
         self._row.accept()
         parked = Parked(station, request, address, time.monotonic(), self._claim())
@@ -148,11 +151,13 @@ class Lane(Handling):
             return
         if self._is_one_of_many and intake.has_more():
             self._crew.wakeups.look_again(intake)
-        if intake.is_ready:
-            self._crew.park.welcome(arrival.parked, arrival.place, self._row.number)
-            self._go_on(arrival.parked)
-        elif victim := self._crew.park.adopt(arrival.parked, arrival.place, self._row.number):
-            self._end(victim)
+        park, parked = self._crew.park, arrival.parked
+        park.arrived(arrival.place, is_lost=parked is None)
+        if parked is not None and intake.is_ready:
+            park.give(parked, self._row.number)
+            self._go_on(parked)
+        elif parked is not None:
+            self._park(parked)
 
     def _take_up(self, post: Parked | int | Station | None) -> None:
         """Go on with a connection that was parked, if ``post`` is or tells of one that is ready."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, control, handlers, log, process, signals
+from poolserver import config, control, handlers, log, process, shortage, signals
 from poolserver.admission import Limits
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
@@ -86,6 +86,7 @@ def run(loaded: Loaded, handler: Callable[..., object] | None = None, *, is_whol
     _change_directory(settings.server.chdir)
     log.configure(settings.log.level, settings.log.file)
     log.introduce("master", settings.server.service_name)
+    shortage.raise_limit()
     if settings.pool.worker_count == 0:
         _load(settings, handler)  # imported while TERM and INT still simply end us: an import may hang
     inbox: signals.Inbox[Command] = signals.Inbox.open()

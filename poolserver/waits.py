@@ -21,7 +21,7 @@ class Verdict(enum.Enum):
     SILENT = "silent"  # nothing unread
     PARTIAL = "partial"
     COMPLETE = "complete"
-    ENDED = "ended"  # no more will come: the handler is to see it
+    ENDED = "ended"  # nothing unread, and no more will come: the handler is to see it
     TOO_LONG = "too long"
     RESET = "reset"
 
@@ -44,14 +44,13 @@ def judge(wait: Wait, octets: bytes, most: int) -> Verdict:
 def _has_head(octets: bytes) -> bool:
     """Whether an HTTP request head is complete, as ``http.server`` reads it: up to an empty line, ended by CR LF or LF.
 
-    A first line that is no request is answered by itself.
+    A first line that it answers by itself is one, too; for any other it would wait in a lane.
     """
     end = octets.find(b"\n")
     if end < 0:
         return False
     if octets.find(b"\n\r\n", end) >= 0 or octets.find(b"\n\n", end) >= 0:
         return True
-    words = octets[:end].split()
-    return not (
-        (len(words) == 3 and words[2].startswith(b"HTTP/1")) or (len(words) == 2 and words[0] == b"GET")  # HTTP/0.9
-    )
+    words = octets[:end].decode("latin-1").split()  # as it does: there are more blanks than in bytes.split
+    is_old = len(words) == 2 and words[0] == "GET"
+    return not (is_old or (len(words) == 3 and words[2].startswith("HTTP/")))
