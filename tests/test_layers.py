@@ -18,8 +18,8 @@ LAYERS = """
     __main__ cli tables check __init__ server service control metrics queues rendezvous remote master resident worker
     handlers functions crew attendant deadlines mending here lane handling handover park parked conversation shortage
     station door wakeups waits adapter listener tcp_info unix_path holders address datagrams shared_socket process
-    signals failures log config sections values admission sources claims networks scoreboard pool roster tally repeats
-    snapshot states events commands errors
+    signals failures log config sections values proxy_protocol admission sources claims networks scoreboard pool
+    roster tally repeats snapshot states events commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -56,7 +56,14 @@ IMPORT_HOMES = {
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
-PURE = {"pool": _OS, "roster": _OS, "admission": _OS, "repeats": _OS, "waits": _OS}
+PURE = {
+    "pool": _OS,
+    "roster": _OS,
+    "admission": _OS,
+    "repeats": _OS,
+    "waits": _OS,
+    "proxy_protocol": _OS - {"socket"},  # whose inet_pton reads addresses
+}
 
 MAX_FILE_LINES = 350
 MAX_BODY_LINES = 50

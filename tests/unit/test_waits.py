@@ -61,7 +61,18 @@ def stops_for(octets: bytes) -> bool:
 METHODS = st.sampled_from([b"GET", b"POST", b"get", b"", b"\0"])
 BLANKS = st.sampled_from([b" ", b"  ", b"\t", b"\x1c", b"\x85", b"\xa0", b""])
 VERSIONS = st.sampled_from(
-    [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/0.9", b"HTTP/01.1", b"HTTP/2.0", b"HTTP/", b"HTTP/-1.1", b"http/1.1", b"FTP/1.1", b""]
+    [
+        b"HTTP/1.1",
+        b"HTTP/1.0",
+        b"HTTP/0.9",
+        b"HTTP/01.1",
+        b"HTTP/2.0",
+        b"HTTP/",
+        b"HTTP/-1.1",
+        b"http/1.1",
+        b"FTP/1.1",
+        b"",
+    ]
 )
 ENDS = st.sampled_from([b"\r\n", b"\n", b"\r", b""])
 HEADERS = st.sampled_from([b"Host: x", b"Expect: 100-continue", b":", b"x", b"\xff", b"", b" folded"])
