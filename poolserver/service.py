@@ -26,6 +26,7 @@ from poolserver.handover import Pairs
 from poolserver.listener import Listener, Options, bind_all
 from poolserver.master import Master, Spawn, WorkerHandle
 from poolserver.metrics import Observer
+from poolserver.networks import Networks
 from poolserver.pool import Pool
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
@@ -132,6 +133,9 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         wait_for=parking.wait_for,
         max_head=parking.max_head,
         max_parked=parking.max_parked,
+        proxy_mode=settings.proxy_protocol.mode,
+        proxy_trusted=Networks.parse(settings.proxy_protocol.trusted),
+        proxy_timeout=settings.proxy_protocol.timeout,
         service_interval=service_interval,
     )
 
