@@ -1,8 +1,7 @@
 """Generations: what the workers of each serve and on which terms, and how a reload makes the next one.
 
 Runs in the master. A ``Succession`` owns the listeners of the present generation, of the one that is being prepared,
-and those that went but are still served. It decides nothing: ``pool.py`` says when to prepare, commit, abandon and
-withdraw.
+and those that went but are still served. It decides nothing: ``pool.py`` says when it is to do what.
 """
 
 import functools
@@ -19,6 +18,7 @@ from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
 from poolserver.listener import Listener, Options
+from poolserver.networks import Networks
 from poolserver.privileges import Account
 from poolserver.recycling import Allowance
 from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
@@ -308,7 +308,7 @@ def listener_options(settings: Config) -> Options:
 
 def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
     """The narrow values that a crew needs."""
-    timeouts, parking = settings.timeouts, settings.parking
+    timeouts, parking, proxy = settings.timeouts, settings.parking, settings.proxy_protocol
     return Terms(
         limits=Limits.parse(**settings.limits.model_dump()),
         backlog=backlog,
@@ -320,6 +320,9 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         wait_for=parking.wait_for,
         max_head=parking.max_head,
         max_parked=parking.max_parked,
+        proxy_mode=proxy.mode,
+        proxy_trusted=Networks.parse(proxy.trusted),
+        proxy_timeout=proxy.timeout,
         service_interval=service_interval,
     )
 
