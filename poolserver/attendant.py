@@ -14,7 +14,7 @@ from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
 from poolserver.park import Park
 from poolserver.parked import Limits, Parked
-from poolserver.scoreboard import Outcome
+from poolserver.rows import Outcome
 from poolserver.station import Terms
 
 CLOSE_LOOK = 0.01
@@ -99,7 +99,8 @@ class Attendant:
         self.hands_over = hand_over and self._pairs is not None
         self.is_close = True
         patience = min(DRAIN_PATIENCE, self._terms.graceful_timeout)
-        grace = Limits(patience, Outcome.CUT, min(patience, self._limits.head), -math.inf, Outcome.SERVED)
+        head = min(patience, self._limits.head)
+        grace = Limits(patience, Outcome.CUT, head, -math.inf, Outcome.SERVED, header=patience)
         self._limits = grace
         self._next_look = 0.0
         self.look(now)

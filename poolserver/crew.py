@@ -21,14 +21,14 @@ from poolserver.failures import say_counted
 from poolserver.handover import Pairs, intakes
 from poolserver.here import Here
 from poolserver.lane import Lane
-from poolserver.listener import defer_accept
 from poolserver.mending import keep_nonblocking, mend
 from poolserver.park import Park
 from poolserver.parked import Parked
-from poolserver.scoreboard import Outcome, Quarters
+from poolserver.rows import Outcome, Quarters
 from poolserver.shared_socket import SharedSocket
 from poolserver.shortage import Shortage
 from poolserver.signals import wait_readable
+from poolserver.socket_options import defer_accept
 from poolserver.station import Station, Terms
 from poolserver.tcp_info import queue_length
 from poolserver.wakeups import Wakeups

@@ -16,7 +16,7 @@ from poolserver.door import Door
 from poolserver.failures import log_failure
 from poolserver.park import Park
 from poolserver.parked import Parked
-from poolserver.scoreboard import Outcome, Row
+from poolserver.rows import Outcome, Row
 from poolserver.shortage import Shortage
 from poolserver.station import Station, Terms
 from poolserver.tcp_info import is_idle, is_reset

@@ -4,6 +4,7 @@ Single-threaded for ever in a daemon. It never touches a client's connection and
 poll. In a process that forks nothing (``-w 0``, thread servers) the same loop runs beside a ``Resident`` crew.
 """
 
+import collections
 import logging
 import math
 import os
@@ -17,19 +18,26 @@ from poolserver.commands import Command
 from poolserver.door import Register
 from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
 from poolserver.events import (
+    Abandon,
     Action,
     Announce,
     Answer,
     CloseDoor,
+    Commit,
     Ending,
     Event,
     Finish,
     ForkFailed,
     ListenerLost,
+    NotPrepared,
+    Prepare,
+    Prepared,
     ReopenLogs,
     Say,
     Send,
     Start,
+    Withdraw,
+    WorkerBooted,
     WorkerExited,
     WorkerReady,
 )
@@ -66,6 +74,27 @@ class WorkerHandle(Protocol):
     def end(self) -> None: ...
 
 
+class Succession(Protocol):
+    """How one generation follows another: what a reload does outside of the pool. Nothing here waits."""
+
+    def prepare(self) -> Prepared | NotPrepared: ...
+    def commit(self) -> None: ...
+    def abandon(self) -> None: ...
+    def withdraw(self) -> None: ...
+
+
+class _NoSuccession:
+    """In a library call: what is served is the caller's. Nothing is ever prepared, so nothing else is called."""
+
+    def prepare(self) -> NotPrepared:
+        return NotPrepared("a server object cannot be reloaded")
+
+    def commit(self) -> None:
+        """Never."""
+
+    abandon = withdraw = commit
+
+
 class Attendant(Protocol):
     """Something else that this loop looks after, which never waits either: the control socket."""
 
@@ -94,11 +123,11 @@ class Master:
         inbox: Inbox[Command],
         board: Scoreboard,
         *,
-        threads: int,
         on_ready: Callable[[], None],
         on_close_door: Callable[[], None],
         register: Register,
         tally: Tally,
+        succession: Succession | None = None,
         attendants: Sequence[Attendant] = (),
         on_answer: OnAnswer = lambda _asker, _ok, _reason: None,
     ) -> None:
@@ -106,11 +135,11 @@ class Master:
         self._spawn = spawn
         self._inbox = inbox
         self._board = board
-        self._threads = threads
         self._on_ready = on_ready
         self._on_close_door = on_close_door
         self._register = register
         self._tally = tally
+        self._succession = succession or _NoSuccession()
         self._attendants = attendants
         self._on_answer = on_answer
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
@@ -140,11 +169,19 @@ class Master:
         """The pid and the berth of each worker that is not buried, by its serial."""
         return {serial: (worker.pid, berth) for serial, (worker, berth) in self._workers.items()}
 
+    def signal(self, serial: int, signum: int) -> None:
+        """Signal a worker, if it is still there."""
+        if serial in self._workers:
+            self._workers[serial][0].send(signum)
+
     def _step(self, event: Event) -> None:
-        for action in self._pool.step(event, time.monotonic()):
-            follow_up = self._carry_out(action)
-            if follow_up is not None:
-                self._step(follow_up)
+        """One event, and what follows from carrying out its actions: a fork that fails, for one."""
+        events = collections.deque([event])
+        while events:
+            for action in self._pool.step(events.popleft(), time.monotonic()):
+                follow_up = self._carry_out(action)
+                if follow_up is not None:
+                    events.append(follow_up)
 
     def _events(self) -> Iterator[Event]:
         """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of
@@ -186,7 +223,7 @@ class Master:
             return
         exited = worker.has_exited()  # asked first: what it wrote before is then all in the pipe
         for report in worker.reports():
-            yield WorkerReady(serial) if report is Report.READY else Command.STOP
+            yield _told(serial, report)
         if exited:
             yield self._buried(serial, worker)
 
@@ -220,6 +257,14 @@ class Master:
                 self._on_ready()
             case CloseDoor():
                 self._on_close_door()
+            case Prepare():
+                return self._succession.prepare()
+            case Commit():
+                self._succession.commit()
+            case Abandon():
+                self._succession.abandon()
+            case Withdraw():
+                self._succession.withdraw()
             case ReopenLogs():
                 log.reopen()
             case Say(level, text, details):
@@ -232,7 +277,7 @@ class Master:
 
     def _start(self, action: Start) -> Event:
         try:
-            berth = self._board.allot(self._threads)
+            berth = self._board.allot(action.lanes)
         except SystemRefusedError as error:
             return ForkFailed(action.serial, str(error))
         self._register.claims.use(self._board.rows_in_use, self._board.workers_in_use)
@@ -248,6 +293,16 @@ class Master:
         """Only after a defect of ours is anyone left here: nobody must stay behind without a master."""
         for worker, _ in self._workers.values():
             worker.end()
+
+
+def _told(serial: int, report: Report) -> Event:
+    match report:
+        case Report.BOOTED:
+            return WorkerBooted(serial)
+        case Report.READY:
+            return WorkerReady(serial)
+        case Report.STOP_ASKED:
+            return Command.STOP
 
 
 def _raise_for(finish: Finish | None) -> None:
