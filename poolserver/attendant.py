@@ -13,7 +13,7 @@ from poolserver.claims import Claims
 from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
 from poolserver.park import Park
-from poolserver.parked import Limits, Parked
+from poolserver.parked import UNFIT, Limits, Parked
 from poolserver.rows import Outcome
 from poolserver.station import Terms
 
@@ -73,7 +73,7 @@ class Attendant:
 
     def look(self, now: float) -> None:
         """End what is due, at most every ``SOON``; while every lane is busy, give what is ready to others."""
-        if self.is_close or self.unsent:
+        if self.is_close or self.unsent or self.hands_over:
             self._next_close_look = now + CLOSE_LOOK
             self._look_closely()
         if not self._is_draining:
@@ -95,8 +95,8 @@ class Attendant:
         """The worker leaves. What may go to another worker does, if others go on; of the rest, conversations between
         two requests end now, and who has not spoken has a little time."""
         self._is_draining = True
-        self._park.part()
         self.hands_over = hand_over and self._pairs is not None
+        self._park.part()
         self.is_close = True
         patience = min(DRAIN_PATIENCE, self._terms.graceful_timeout)
         head = min(patience, self._limits.head)
@@ -130,8 +130,12 @@ class Attendant:
         return left
 
     def end(self, parked: Parked) -> None:
-        """One that no handler has is closed here; a conversation's handler is finished by the next free lane."""
-        if parked.conversation is None:
+        """One that no handler has is closed here; a conversation's handler is finished by the next free lane. Those
+        that may go to another worker do."""
+        if self.hands_over and parked.verdict not in UNFIT and may_move(parked):
+            parked.ending = None
+            self._move(parked)
+        elif parked.conversation is None:
             self._park.drop(parked)
         else:
             self._park.pass_to_lane(parked)
@@ -156,12 +160,15 @@ class Attendant:
     def _move_out(self) -> None:
         """What other workers shall have: new ones as they are, conversations once a lane has finished the handler."""
         for parked in self._park.take_out(may_move) if self.hands_over else ():
-            parked.is_leaving = parked.conversation is not None
-            if parked.is_leaving:
-                self._park.pass_to_lane(parked)
-            else:
-                self.unsent.append(parked)
+            self._move(parked)
         self._send_unsent()
+
+    def _move(self, parked: Parked) -> None:
+        parked.is_leaving = parked.conversation is not None
+        if parked.is_leaving:
+            self._park.pass_to_lane(parked)
+        else:
+            self.unsent.append(parked)
 
     def _relieve(self) -> None:
         """Every lane is busy: those that are ready go to workers that have time, as many as these have lanes."""

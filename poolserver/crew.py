@@ -82,16 +82,16 @@ class Crew:
         self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
         self.serves_queue = False
-        self.shortage = Shortage()
+        takers = [fd for fd, post in posts.items() if not isinstance(post, Station) or post.is_stream]
+        self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
         self.lost_listener = ""
         self._rows = quarters.lanes
         self._on_stop_asked = on_stop_asked
         self._on_released = on_released
         self._is_released = False
         self._phase = Phase.SERVING
-        self._phase_ends = self._idle_ends = math.inf
+        self._phase_ends = self._idle_ends = self._next_service = math.inf
         self._next_tick = 0.0
-        self._next_service = math.inf
         self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
@@ -165,8 +165,8 @@ class Crew:
             else:
                 self.serves_queue = False
             if self._phase is Phase.SERVING:
-                self._enter(Phase.DRAINING, within)
                 self._attendant.drain(time.monotonic(), hand_over=hand_over)
+                self._enter(Phase.DRAINING, within)
                 self._idle_ends = time.monotonic() + IDLE_GRACE
             self._phase_ends = min(self._phase_ends, time.monotonic() + within)
         self._wake()
@@ -285,7 +285,7 @@ class Crew:
             self._cut_open()
         elif now >= self._idle_ends:
             self._idle_ends = now + IDLE_GRACE
-            is_idle = all(lane.request is None for lane in alive) and not self.has_parked
+            is_idle = all(lane.is_accepting and lane.request is None for lane in alive) and not self.has_parked
             if is_idle and not (self.serves_queue and self._has_queue()):
                 self._phase = Phase.OVER  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
 

@@ -50,14 +50,14 @@ class Lane(Reception):
         wait = crew.wakeups.wait
         row.idle()
         while not crew.is_leaving:
-            post = wait(0 if crew.shortage.is_on else LANE_LOOK)
+            post = wait(PAUSE if crew.shortage.is_on else LANE_LOOK)
             if isinstance(post, Station):
                 self.take(post)
             elif isinstance(post, Intake):
                 self._take_in(post)
             elif post is not None:
                 self._take_up(post)
-            else:  # nothing for long, or a shortage, which a try tells from its end
+            if post is None or crew.shortage.is_due():  # nothing for long; or is there room again?
                 for each in crew.stations.values():
                     self.take(each)
         self._serve_queues()
@@ -98,7 +98,7 @@ class Lane(Reception):
 
     def _take_in(self, intake: Intake) -> None:
         """A connection from another worker: one that is ready is handled, one that waits is parked."""
-        arrival = intake.receive()
+        arrival = intake.receive() if not self._crew.shortage.is_on else None
         if arrival is None:
             return
         if self._is_one_of_many and intake.has_more():
@@ -137,8 +137,8 @@ class Lane(Reception):
     def _on_accept_error(self, station: Station, error: OSError) -> bool:
         if error.errno in OUT_OF_RESOURCES:
             self._crew.shortage.begin(error)
-            self._pause()
-        elif error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
+            return False
+        if error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
             self._crew.mend(station, error)
             self._pause()
         elif error.errno not in _PEER_WENT_AWAY or type(error).__module__ == "ssl":  # whose errno 1 is no EPERM
