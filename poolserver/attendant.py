@@ -80,9 +80,10 @@ class Attendant:
         self._next_look = max(now + SOON, min(now + TICK, self._park.nearest(self._limits)))
 
     def tick(self) -> None:
-        """Once a second: what status shows, and this worker's share of ``max_parked``."""
+        """At each tick: a sign of life, what status shows, and this worker's share of ``max_parked``."""
         self._park.quota = max(1, self._terms.max_parked - self._park.row.parked_by_others(self._claims.rows))
         oldest = self._park.oldest()
+        self._park.row.sign()
         self._park.row.oldest(0 if oldest == math.inf else int(oldest * 1e9), is_stressed=self.is_stressed)
 
     def drain(self, now: float, *, hand_over: bool) -> None:

@@ -5,6 +5,7 @@ for their stacks. Commands it passes on to the pool.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
@@ -18,6 +19,8 @@ from poolserver.pool import Pool
 from poolserver.scoreboard import Berth
 from poolserver.sections import Control
 from poolserver.snapshot import Snapshot
+
+_log = logging.getLogger("poolserver")
 
 
 class Supervisor(Protocol):
@@ -33,6 +36,7 @@ class Console:
     def __init__(self, socket: ControlSocket) -> None:
         self.socket = socket
         self._inquiry = Inquiry()
+        self._examined_slots: dict[int, int] = {}
 
     def connect(self, pool: Pool, master: Supervisor, observer: Observer) -> None:
         """From here on questions are answered; until then none can be taken, since the loop does not turn."""
@@ -41,11 +45,25 @@ class Console:
         self._observer = observer
         self._inquiry.send = master.signal
         self._inquiry.on_done = self._told_stacks
+        self._inquiry.on_examined = self._examined
         self.socket.serve({"status": lambda _asker: {"status": self._snapshot()}, "stacks": self._ask_stacks})
 
     def worker_pipe(self, serial: int) -> contextlib.AbstractContextManager[int]:
         """The descriptor on which a worker that is about to be forked tells its stacks."""
         return self._inquiry.pipe(serial)
+
+    def answer(self, asker: int, ok: bool, reason: str) -> None:
+        """Tell an asker whether what it asked for has happened, and if not, why."""
+        self.socket.answer(asker, ok, reason)
+
+    def examine(self, serial: int) -> None:
+        """Have the threads of a worker that does not answer by itself written to the log."""
+        self._examined_slots[serial] = self._pool.workers[serial].slot  # it may be buried when its answer comes
+        self._inquiry.examine(serial, time.monotonic())
+
+    def last_words(self, serial: int) -> str:
+        """The stack that a worker left which has crashed, or nothing."""
+        return self._inquiry.last_words(serial)
 
     def interests(self) -> dict[int, int]:
         return self.socket.interests() | self._inquiry.interests()
@@ -73,6 +91,10 @@ class Console:
             self._inquiry.begin(asker, time.monotonic())
             return None
         return self._stacks(dict.fromkeys(self._master.roster(), stacks.text(None) + stacks.END.decode()))
+
+    def _examined(self, serial: int, text: str) -> None:
+        what = "where its threads are" if text else "it is stopped, and cannot tell where its threads are"
+        _log.error("worker %d: %s", self._examined_slots.pop(serial), what, extra={"details": text})
 
     def _told_stacks(self, asker: int, texts: Mapping[int, str]) -> None:
         self.socket.answer(asker, True, "", **self._stacks(texts))

@@ -38,6 +38,11 @@ _FIXED = frozenset(
 _CODE = frozenset({"server.handler", "server.server_class", "server.pythonpath"})
 """What was imported once for all with ``server.preload``."""
 
+SIGNS = 4
+LONGEST_TICK = 1.0
+SHORTEST_TICK = 0.05
+"""A worker gives at least so many signs of life within ``timeouts.worker``, and so many seconds apart."""
+
 _RESIDENT_SECTIONS = ("limits", "log")
 """What a reload changes where everything runs in one process."""
 
@@ -296,6 +301,7 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         max_head=parking.max_head,
         max_parked=parking.max_parked,
         service_interval=service_interval,
+        tick=max(SHORTEST_TICK, min(LONGEST_TICK, timeouts.worker / SIGNS)) if timeouts.worker else LONGEST_TICK,
     )
 
 

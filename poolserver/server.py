@@ -25,7 +25,8 @@ from poolserver.errors import ConfigError
 from poolserver.generation import Generation, allowance_of, terms_of
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
 from poolserver.listener import Listener, Options, adopt, defer_accept
-from poolserver.master import Master, Spawn
+from poolserver.master import Master
+from poolserver.parties import Spawn
 from poolserver.pool import Pool
 from poolserver.recycling import Recycler
 from poolserver.scoreboard import Scoreboard

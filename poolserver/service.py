@@ -22,8 +22,9 @@ from poolserver.events import Start
 from poolserver.generation import Generation, Succession, allowance_of, policy_of
 from poolserver.handover import Pairs
 from poolserver.listener import Listener
-from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.master import Master
 from poolserver.metrics import Observer
+from poolserver.parties import Attendant, Spawn, WorkerHandle
 from poolserver.pool import Pool
 from poolserver.recycling import Recycler
 from poolserver.resident import Resident
@@ -32,6 +33,7 @@ from poolserver.sections import Config
 from poolserver.states import WorkerState
 from poolserver.station import Terms
 from poolserver.tally import Tally
+from poolserver.vigil import Vigil
 from poolserver.worker import Seat, Worker, never_accepted
 
 _log = logging.getLogger("poolserver")
@@ -207,7 +209,15 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
     else:
         spawning = forking_spawn(succession.of, board, inbox, register, desk, listeners=succession.listeners)
     ledger = _Ledger(board)
-    recycler = Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board)
+    attendants: list[Attendant] = [
+        Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board),
+        Vigil(
+            lambda: succession.settings.timeouts.worker,
+            lambda: succession.settings.timeouts.handler,
+            lambda: accepting(pool, master),
+            board,
+        ),
+    ]
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
         master = Master(
@@ -220,10 +230,11 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=[recycler, *([desk] if desk is not None else [])],
-            on_answer=desk.socket.answer if desk is not None else lambda _asker, _ok, _reason: None,
+            attendants=attendants,
         )
         if desk is not None:
+            attendants.append(desk)
+            master.report_to(desk)
             desk.connect(pool, master, _observer(succession, register, board))
         master.run()
         if policy.resident:
@@ -231,13 +242,21 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
     _log.info("stopped: %s", ledger)
 
 
+def accepting(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
+    """The workers that accept, by their serials."""
+    workers = pool.workers
+    places = master.roster().items()
+    return {} if pool.policy.resident else {serial: place for serial, place in places if workers[serial].is_accepting}
+
+
 def stayers(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
     """The workers that accept and are to stay, by their serials."""
     workers = pool.workers
+    places = accepting(pool, master).items()
     return {
         serial: place
-        for serial, place in master.roster().items()
-        if workers[serial].state is WorkerState.READY and not (workers[serial].is_outgoing or pool.policy.resident)
+        for serial, place in places
+        if workers[serial].state is WorkerState.READY and not workers[serial].is_outgoing
     }
 
 

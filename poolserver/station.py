@@ -61,3 +61,6 @@ class Terms:
     max_parked: int = 10000
     limits: Limits = Limits()  # noqa: RUF009 - frozen
     service_interval: float = 0.5
+    tick: float = 1.0
+    """Between signs of life, and looks at what no descriptor tells: a lane that died, a listener made blocking by a
+    stranger."""

@@ -15,11 +15,12 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli top trends whereabouts tables check __init__ server service console control metrics queues
-    rendezvous remote master resident worker generation recycling handlers crew attendant deadlines mending here lane
-    handling handover park conversation shortage station door wakeups waits adapter listener tcp_info unix_path holders
-    address shared_socket process inquiry stacks signals failures log config sections values admission sources claims
-    networks scoreboard rows pool fates roster reload tally repeats snapshot events states commands errors
+    __main__ cli top trends whereabouts tables check __init__ server service vigil console control metrics queues
+    rendezvous remote master parties resident worker generation recycling handlers crew attendant deadlines mending
+    here lane handling handover park conversation shortage station door wakeups waits adapter listener tcp_info
+    unix_path holders address shared_socket process inquiry stacks signals failures log config sections values
+    admission sources claims networks scoreboard rows pool turnover fates roster reload tally repeats snapshot events
+    states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -57,7 +58,7 @@ IMPORT_HOMES = {
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
-PURE = dict.fromkeys(("pool", "fates", "roster", "reload", "admission", "repeats", "waits"), _OS)
+PURE = dict.fromkeys(("pool", "turnover", "fates", "roster", "reload", "admission", "repeats", "waits"), _OS)
 
 MAX_FILE_LINES = 350
 MAX_BODY_LINES = 50
