@@ -228,5 +228,5 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
-Parks.TestCase.settings = settings(max_examples=1500, stateful_step_count=80, deadline=None)
+Parks.TestCase.settings = settings(max_examples=300, stateful_step_count=80, deadline=None)
 TestParks = Parks.TestCase
