@@ -12,7 +12,7 @@ from park_world import Site, Talk, World
 from poolserver.attendant import CLOSE_LOOK, DRAIN_PATIENCE, QUIET_LOOKS, Attendant
 from poolserver.handover import Pairs
 from poolserver.parked import Parked
-from poolserver.scoreboard import Outcome
+from poolserver.rows import Outcome
 from poolserver.station import Terms
 
 

@@ -11,7 +11,7 @@ from park_world import URL, Talk, station
 
 from poolserver.handover import VERSION, Intake, Pair, may_leave, may_move, send
 from poolserver.parked import Parked
-from poolserver.scoreboard import Outcome
+from poolserver.rows import Outcome
 
 
 @pytest.fixture

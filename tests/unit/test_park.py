@@ -12,7 +12,7 @@ from park_world import LANES, LIMITS, MAX_HEAD, MAX_PARKED, Site, Talk, World, s
 
 from poolserver.park import TRANSIT_PATIENCE
 from poolserver.parked import READY, Limits, Parked, look
-from poolserver.scoreboard import Outcome
+from poolserver.rows import Outcome
 from poolserver.station import Terms
 from poolserver.waits import Verdict, Wait
 
