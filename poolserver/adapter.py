@@ -162,6 +162,14 @@ def cut(request: object) -> None:
     shut(request)
 
 
+def close_for_good(request: Any) -> None:
+    """``socket.close`` waits for every file made of it; a ``setup()`` that raised, a reset in ``wfile.close()``, or a
+    handler that was not finished, leaves one open until some later garbage collection."""
+    request.close()
+    if request.fileno() >= 0:
+        os.close(request.detach())
+
+
 def _linger(sock: socket.socket) -> None:
     """Half-close and read on, until the client has seen the reply and closes."""
     with contextlib.suppress(OSError, ValueError):  # reset, or closed by a thread of the handler: nothing to save
@@ -203,10 +211,7 @@ class _CarefulClosing(socketserver.TCPServer):
         if _has_input(request):
             _linger(request)
         super().shutdown_request(request)
-        # socket.close waits for every file made of it; a setup() that raised, or a reset in wfile.close(), leaves one
-        # open until some later garbage collection.
-        if request.fileno() >= 0:
-            os.close(request.detach())
+        close_for_good(request)
 
 
 class _LoggedErrors(socketserver.BaseServer):

@@ -138,6 +138,8 @@ class Limits:
 class Table(Protocol):
     """What admission asks of the table of sources."""
 
+    last_ban: memoryview
+
     def arrive(self, source: Source, now_ns: int, interval_ns: int, burst: int) -> bool: ...
 
     def strike(
@@ -184,17 +186,21 @@ class Admission:
 
     def admit(self, source: Source, now_ns: int) -> Verdict:
         """Judge a connection that arrives from ``source`` now. Not asked while ``limits.is_off``."""
-        limits = self._limits
+        limits, table = self._limits, self._table
         if self._standing is not None and (verdict := self._standing(source.address, source.version)) is not None:
             if verdict is EXEMPT:
                 return EXEMPT
             is_exempt = limits.exempt.contains(source.address, source.version)
             return self._refused(source, now_ns, self._denied, is_strike=not is_exempt)
-        if limits.ban_after and self._table.banned(source, now_ns, heeds_rehearsal=limits.dry_run):
-            self._table.refuse(source, now_ns)
+        if (
+            limits.ban_after
+            and now_ns < table.last_ban[0]
+            and table.banned(source, now_ns, heeds_rehearsal=limits.dry_run)
+        ):
+            table.refuse(source, now_ns)
             return self._banned
         interval = limits.rate_interval_ns
-        if interval and not self._table.arrive(source, now_ns, interval, limits.rate_burst):
+        if interval and not table.arrive(source, now_ns, interval, limits.rate_burst):
             return self._refused(source, now_ns, self._too_fast)
         if limits.per_source and self._active(source) >= limits.per_source:
             return self._refused(source, now_ns, self._over)

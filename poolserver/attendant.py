@@ -6,12 +6,14 @@ Runs in the crew's watcher. While every lane is busy it hands what became ready 
 import collections
 import functools
 import math
+import time
 from collections.abc import Sequence
 
 from poolserver.claims import Claims
 from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
-from poolserver.park import Limits, Park, Parked
+from poolserver.park import Park
+from poolserver.parked import Limits, Parked
 from poolserver.rows import Outcome
 from poolserver.station import Terms
 
@@ -42,10 +44,12 @@ class Attendant:
     """What it takes out of the park is closed, sent to another worker, or left to a lane to finish.
 
     ``is_close``: it looks often. ``unsent``: what another worker is to have as soon as there is room on the way.
+    ``hands_over``: the worker leaves, others go on, and they shall have what is parked.
     """
 
     def __init__(self, park: Park, lanes: Sequence[Lane], terms: Terms, claims: Claims, pairs: Pairs | None) -> None:
         self.is_close = False
+        self.hands_over = False
         self.unsent: collections.deque[Parked] = collections.deque()
         self._claims = claims
         self._pairs = pairs
@@ -57,6 +61,7 @@ class Attendant:
         self._limits = Limits.of(terms)
         self._busy_since = math.inf
         self._is_draining = False
+        self._is_cutting = False
         self._next_look = 0.0
         self._next_close_look = 0.0
 
@@ -81,7 +86,8 @@ class Attendant:
 
     def tick(self) -> None:
         """At each tick: a sign of life, what status shows, and this worker's share of ``max_parked``."""
-        self._park.quota = max(1, self._terms.max_parked - self._park.row.parked_by_others(self._claims.rows))
+        self._park.share_out()
+        self._park.settle(time.monotonic())
         oldest = self._park.oldest()
         self._park.row.sign()
         self._park.row.oldest(0 if oldest == math.inf else int(oldest * 1e9), is_stressed=self.is_stressed)
@@ -91,27 +97,38 @@ class Attendant:
         two requests end now, and who has not spoken has a little time."""
         self._is_draining = True
         self._park.part()
-        if hand_over and self._pairs is not None:
-            for parked in self._park.movable(may_move):
-                if parked.conversation is None:
-                    self.unsent.append(parked)
-                else:
-                    parked.is_leaving = True
-                    self._park.pass_to_lane(parked)
-            self._send_unsent()
+        self.hands_over = hand_over and self._pairs is not None
+        self.is_close = True
         patience = min(DRAIN_PATIENCE, self._terms.graceful_timeout)
-        grace = Limits(patience, Outcome.CUT, min(patience, self._limits.head), -math.inf, Outcome.SERVED)
+        head = min(patience, self._limits.head)
+        grace = Limits(patience, Outcome.CUT, head, -math.inf, Outcome.SERVED, header=patience)
         self._limits = grace
         self._next_look = 0.0
         self.look(now)
 
     def cut(self) -> None:
-        """Close what is left."""
-        left = self._park.due(math.inf, Limits(0.0, Outcome.CUT, 0.0, 0.0, Outcome.CUT))
-        for parked in [*left, *self.unsent]:
-            parked.ending = Outcome.CUT
+        """Close what is left. Lanes that come by finish its handlers."""
+        self._is_cutting = True
+        if not self._is_draining:
+            self._is_draining = True
+            self._park.part()
+        for parked in self._taken_out():
+            self.end(parked)
+
+    def close(self) -> None:
+        """The lanes are gone: close what they left, handlers finished or not."""
+        for parked in self._taken_out():
             self._park.drop(parked)
+
+    def _taken_out(self) -> list[Parked]:
+        """All that are in no lane's hands, to be cut."""
+        self.hands_over = False
+        left = [*self._park.take_out(), *self._park.take_back(), *self.unsent]
         self.unsent.clear()
+        for parked in left:
+            parked.ending = parked.ending or Outcome.CUT
+            parked.is_leaving = False
+        return left
 
     def end(self, parked: Parked) -> None:
         """One that no handler has is closed here; a conversation's handler is finished by the next free lane."""
@@ -120,25 +137,32 @@ class Attendant:
         else:
             self._park.pass_to_lane(parked)
 
-    def hand_over(self, parked: Parked) -> bool:
-        """For a lane: what was a conversation is another worker's now, or will be. False: it cannot be."""
-        if self._pairs is None:
-            return False
-        parked.conversation = None
-        self.unsent.append(parked)
-        return True
-
     def _look_closely(self) -> None:
-        self._send_unsent()
-        if self._is_draining:
-            return
         self.is_close = False  # before the look: a lane that takes a connection after it sets it again
-        if all(lane.request is not None for lane in self._lanes):
+        if self._is_cutting:
+            self.cut()  # what a lane had just suspended
+        elif self._is_draining:
+            self._move_out()
+        else:
+            self._watch_lanes()
+
+    def _watch_lanes(self) -> None:
+        if self._park and all(lane.request is not None for lane in self._lanes):
             self._quiet_looks = 0
             self._relieve()
         else:
             self._quiet_looks += 1
         self.is_close = self.is_close or self._quiet_looks < QUIET_LOOKS
+
+    def _move_out(self) -> None:
+        """What other workers shall have: new ones as they are, conversations once a lane has finished the handler."""
+        for parked in self._park.take_out(may_move) if self.hands_over else ():
+            parked.is_leaving = parked.conversation is not None
+            if parked.is_leaving:
+                self._park.pass_to_lane(parked)
+            else:
+                self.unsent.append(parked)
+        self._send_unsent()
 
     def _relieve(self) -> None:
         """Every lane is busy: those that are ready go to workers that have time, as many as these have lanes."""

@@ -25,7 +25,8 @@ TRACKED = (_BUCKETS + 1) * _WAYS
 
 _ROWS = MAX_ROWS
 _WORKERS = MAX_ROWS + 1
-_USED = MAX_ROWS + 2
+_HAS_PARKED = MAX_ROWS + 2
+_USED = MAX_ROWS + 3
 _TRANSIT = _USED + MAX_BERTHS
 _TABLES = _TRANSIT + MAX_BERTHS * TRANSITS
 _TABLE_WORDS = 2 * TRACKED
@@ -43,7 +44,10 @@ class Claims:
     Two lanes that count before either claims would both come in under the limit. Within a process ``lock`` forbids
     it: hold it from ``active`` to ``claim``. It is the process's own and dies with it. Between processes nothing
     does, so that a limit is overshot by at most one for each worker that races, at most workers - 1 in all. A claim
-    that moves is given back first and made then, so that nobody is refused for being counted twice.
+    that moves is given back first and made then, so that nobody is refused for being counted twice. A connection
+    whose sender dies while it is on its way is not counted until it is received.
+
+    ``_USED`` is raised before, and lowered after, what it stands for: a worker that is killed in between is cleared.
 
     Source: measured, 0.3 us over 32 lanes, 3 us over 1,024, 50 us over 16,384.
     """
@@ -72,8 +76,7 @@ class Claims:
         """How many connections ``source`` has in the whole pool."""
         words, memory, digest = self._words, self._memory, source.digest
         count = memory[: words[_ROWS] << 3].count(digest)
-        used = words[_USED : _USED + words[_WORKERS]].tolist()
-        if any(used):
+        if words[_HAS_PARKED] and any(used := words[_USED : _USED + words[_WORKERS]].tolist()):
             count += memory[_TRANSIT << 3 : (_TRANSIT + TRANSITS * len(used)) << 3].count(digest)
             count += sum(self._parked_at(worker, source.number) for worker, parked in enumerate(used) if parked)
         return count
@@ -103,18 +106,18 @@ class Claims:
         entry = self._entry(worker, number)
         if entry < 0:
             return False
+        self._note_parked(worker)
         self._words[entry] = number
         self._words[entry + TRACKED] += 1
-        self._words[_USED + worker] += 1
         return True
 
     def unpark(self, worker: int, number: int) -> None:
         """Take back what ``park`` counted; hold ``lock``."""
         entry = self._find(worker, number)
         self._words[entry + TRACKED] -= 1
-        self._words[_USED + worker] -= 1
         if not self._words[entry + TRACKED]:
             self._words[entry] = 0
+        self._words[_USED + worker] -= 1
 
     def send(self, worker: int, number: int) -> int:
         """Count a connection that is on its way to another worker; its word's place, -1 when none is free.
@@ -124,8 +127,8 @@ class Claims:
         first = _TRANSIT + worker * TRANSITS
         for word in range(first, first + TRANSITS):
             if not self._words[word]:
+                self._note_parked(worker)
                 self._words[word] = number
-                self._words[_USED + worker] += 1
                 return word - _TRANSIT
         return -1
 
@@ -165,6 +168,10 @@ class Claims:
                 counts.update(self._words[transit : transit + TRANSITS].tolist())
         del counts[0]
         return counts
+
+    def _note_parked(self, worker: int) -> None:
+        self._words[_USED + worker] += 1
+        self._words[_HAS_PARKED] = 1  # for good: where nothing ever parks, nobody need look for it
 
     def _parked_at(self, worker: int, number: int) -> int:
         entry = self._find(worker, number)

@@ -70,7 +70,7 @@ def cli() -> None:
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options that ``run`` and ``check`` share."""
-    urls = "tcp://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N"
+    urls = "tcp://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:[NAME]"
     helps = {
         "config": "TOML file with the configuration.",
         "bind": f"Where to listen; may repeat. {urls}.  [default: tcp://127.0.0.1:20000]",
@@ -95,8 +95,9 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 def run(**given: Any) -> None:
     """Serve HANDLER, named as package.module:attribute, until a signal ends it.
 
-    HANDLER is a subclass of socketserver.BaseRequestHandler, or a socketserver server class that has its own
-    RequestHandlerClass. The current directory is importable. Try: poolserver run poolserver.examples.echo:EchoHandler
+    HANDLER is a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address), or a socketserver
+    server class that has its own RequestHandlerClass. The current directory is importable. Try:
+    poolserver run poolserver.examples.echo:EchoHandler
     """
     service.run(functools.partial(_loaded, **given), is_whole_process=True)
 

@@ -53,6 +53,7 @@ class Conversation:
     def __init__(self, make: Any, request: Any, client_address: Any, server: Any) -> None:
         """Raises whatever the handler does; then it was finished already."""
         self.is_over = True
+        self._request = request
         cls, arguments, keywords = _unfolded(make)
         self.handler = cls.__new__(cls)
         self.handler.handle = self._handle_first
@@ -65,7 +66,7 @@ class Conversation:
             raise
 
     def go_on(self, *, is_last: bool = False) -> None:
-        """Take the next exchange. ``is_last``: there is no input after it. Raises what the handler does, finished."""
+        """Take the next exchange. ``is_last``: its input is at its end. Raises what the handler does, finished."""
         self.is_over = True
         try:
             self.handler.handle_one_request()
@@ -80,10 +81,21 @@ class Conversation:
 
     def has_input(self) -> bool:
         """Whether bytes of the next exchange were read already: no epoll would tell of them."""
-        connection = getattr(self.handler, "connection", None)
-        if isinstance(connection, ssl.SSLSocket) and connection.pending():
-            return True
+        connection = self.connection
+        if isinstance(connection, ssl.SSLSocket):
+            if connection.pending():
+                return True
+        elif not self.is_plain:
+            return True  # some other layer of the handler's: nobody can tell
         return _has_buffered(getattr(self.handler, "rfile", None))
+
+    @property
+    def connection(self) -> Any:
+        """The socket that the client is on: the request, or what ``setup()`` made of it, which has its descriptor then.
+
+        Source: SSLContext.wrap_socket detaches the socket that it is given.
+        """
+        return next((each for each in self._layers if isinstance(each, ssl.SSLSocket)), self._request)
 
     @property
     def has_stock_finish(self) -> bool:
@@ -93,14 +105,21 @@ class Conversation:
 
     @property
     def is_plain(self) -> bool:
-        """Whether what the client sends is what the handler reads: no TLS put on in ``setup()``."""
-        return not isinstance(getattr(self.handler, "connection", None), ssl.SSLSocket) and not isinstance(
-            self.handler.request, ssl.SSLSocket
-        )
+        """Whether what the client sends is what the handler reads: no TLS put on."""
+        return all(each is self._request for each in self._layers) and not isinstance(self._request, ssl.SSLSocket)
+
+    @property
+    def _layers(self) -> tuple[Any, Any]:
+        """Where the handler reads. Source: socketserver.StreamRequestHandler.setup."""
+        return getattr(self.handler, "connection", self._request), self.handler.request
 
     def _handle_first(self) -> None:
-        is_http = isinstance(self.handler, BaseHTTPRequestHandler)
-        self.handler.close_connection = is_http  # as http.server's own handle() begins
+        """As the loop that it stands for begins: http.server's with one request, ``ParkingMixIn``'s unless
+        ``setup()`` has ended it."""
+        if type(self.handler).handle is BaseHTTPRequestHandler.handle:
+            self.handler.close_connection = True
+        elif self.handler.close_connection:
+            return
         self.handler.handle_one_request()
         self.is_over = bool(self.handler.close_connection)
 
@@ -119,11 +138,12 @@ def is_conversational(server: socketserver.BaseServer) -> bool:
     """Whether a server and its handler let a conversation be taken in pieces: the loop is a known one, and nobody's
     hook stands around it."""
     cls = handler_class(getattr(server, "RequestHandlerClass", None))
-    if not (isinstance(cls, type) and type(cls).__call__ is type.__call__):
+    if not (isinstance(cls, type) and type(cls).__call__ is type.__call__ and "__new__" not in _names(cls)):
         return False
     loops = (BaseHTTPRequestHandler.handle, ParkingMixIn.handle)
     return getattr(cls, "handle", None) in loops and all(
-        _stock_attribute(type(server), name) in stock for name, stock in _STOCK_HOOKS.items()
+        name not in vars(server) and _stock_attribute(type(server), name) in stock
+        for name, stock in _STOCK_HOOKS.items()
     )
 
 
@@ -140,6 +160,11 @@ def _unfolded(handler: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     return handler, (), {}
 
 
+def _names(cls: type) -> set[str]:
+    """What a class and its bases define, ``object`` aside."""
+    return {name for each in cls.__mro__[:-1] for name in vars(each)}
+
+
 def _stock_attribute(cls: type, name: str) -> Any:
     """What a class has under ``name``, with what the adapter put before the stock ones passed over."""
     for each in cls.__mro__:
@@ -149,14 +174,17 @@ def _stock_attribute(cls: type, name: str) -> Any:
 
 
 def _has_buffered(rfile: Any) -> bool:
-    """Whether a reader holds bytes that it read ahead, without a read of its own.
+    """Whether a reader holds bytes that it read ahead, without a read of its own; one that does not tell may.
 
     Source: io.RawIOBase.readinto, where None means that nothing is there now.
     """
     if not isinstance(rfile, io.BufferedReader):
         return False
     raw: Any = rfile.raw
-    raw.readinto = lambda _buffer: None
+    try:
+        raw.readinto = lambda _buffer: None
+    except AttributeError:
+        return True  # no SocketIO: a file of the handler's own
     try:
         return bool(rfile.peek(1))
     finally:

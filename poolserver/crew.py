@@ -21,13 +21,14 @@ from poolserver.failures import say_counted
 from poolserver.handover import Pairs, intakes
 from poolserver.here import Here
 from poolserver.lane import Lane
-from poolserver.listener import defer_accept
 from poolserver.mending import keep_nonblocking, mend
-from poolserver.park import Park, Parked
+from poolserver.park import Park
+from poolserver.parked import Parked
 from poolserver.rows import Outcome, Quarters
 from poolserver.shared_socket import SharedSocket
 from poolserver.shortage import Shortage
 from poolserver.signals import wait_readable
+from poolserver.socket_options import defer_accept
 from poolserver.station import Station, Terms
 from poolserver.tcp_info import queue_length
 from poolserver.wakeups import Wakeups
@@ -85,12 +86,11 @@ class Crew:
         self._on_released = on_released
         self._is_released = False
         self._phase = Phase.SERVING
-        self._phase_ends = math.inf
-        self._idle_ends = math.inf
+        self._phase_ends = self._idle_ends = math.inf
         self._next_tick = 0.0
         self._next_service = math.inf
         self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
-        self._lock = threading.Lock()  # between retire/cut from one thread and the watcher
+        self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
         self._attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
         self._threads: dict[Lane, threading.Thread] = {}
@@ -101,19 +101,25 @@ class Crew:
         return self._phase is not Phase.SERVING
 
     @property
+    def hands_over(self) -> bool:
+        return self._attendant.hands_over
+
+    @property
     def has_parked(self) -> bool:
-        left = self.park or self.wakeups.has_passed_on or self._attendant.unsent
-        return self._phase is Phase.DRAINING and bool(left)
+        """Whether lanes that leave are needed still. The lock: the attendant has nothing in its hands then."""
+        with self._lock:
+            return bool(self.park or self.wakeups.has_passed_on or self._attendant.unsent)
 
     def watch_closely(self) -> None:
-        """A lane takes a connection while others are parked: have it noticed soon if every lane is busy."""
+        """A lane takes a connection while others are parked, or it leaves and parks one: have it noticed soon."""
         if not self._attendant.is_close:
             self._attendant.is_close = True
             self._wake()
 
-    def hand_over(self, parked: Parked) -> bool:
+    def hand_over(self, parked: Parked) -> None:
         """Let another worker go on with what no handler has any more."""
-        return self._attendant.hand_over(parked)
+        self._attendant.unsent.append(parked)
+        self.watch_closely()
 
     def ask_stop(self) -> None:
         """A handler, or a thread that it started, called ``server.shutdown()``."""
@@ -156,8 +162,8 @@ class Crew:
             else:
                 self.serves_queue = False
             if self._phase is Phase.SERVING:
-                self._attendant.drain(time.monotonic(), hand_over=hand_over)
                 self._enter(Phase.DRAINING, within)
+                self._attendant.drain(time.monotonic(), hand_over=hand_over)
                 self._idle_ends = time.monotonic() + IDLE_GRACE
             self._phase_ends = min(self._phase_ends, time.monotonic() + within)
         self._wake()
@@ -197,6 +203,7 @@ class Crew:
                 elif not calls[fd]():
                     poller.unregister(fd)
             self._look(time.monotonic())
+        self._attendant.close()
         say_counted(is_last=True)
 
     def watch_beside(self, on_over: Callable[[], None]) -> threading.Thread:
@@ -236,7 +243,7 @@ class Crew:
                 self._drain(alive, now)
             elif now >= self._phase_ends:
                 self._give_up(alive)
-        self._attendant.look(now)
+            self._attendant.look(now)
         if now >= self._next_deadlines:
             self._next_deadlines = now + deadlines.LOOK_INTERVAL
             deadlines.enforce(self._threads, now)

@@ -1,8 +1,7 @@
 """Generations: what the workers of each serve and on which terms, and how a reload makes the next one.
 
 Runs in the master. A ``Succession`` owns the listeners of the present generation, of the one that is being prepared,
-and those that went but are still served. It decides nothing: ``pool.py`` says when to prepare, commit, abandon and
-withdraw.
+and those that went but are still served. It decides nothing: ``pool.py`` says when it is to do what.
 """
 
 import functools
@@ -14,15 +13,19 @@ from typing import Self
 
 from poolserver import handlers, log, sections
 from poolserver.admission import Limits
+from poolserver.binding import Group, bind_groups, close_all
 from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
-from poolserver.listener import Group, Listener, Options, bind_groups, close_all
+from poolserver.listener import Listener, Options
+from poolserver.networks import Networks
+from poolserver.privileges import Account
 from poolserver.recycling import Allowance
 from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.sections import Config
 from poolserver.states import Policy
 from poolserver.station import Station, Terms
+from poolserver.systemd import Manager
 
 _log = logging.getLogger("poolserver")
 
@@ -92,22 +95,32 @@ class Succession:
         loaded: The configuration of the first generation.
         reread: The same once more from wherever it came; may raise PoolserverError.
         service: What is served, where it was imported already (``server.preload``, a class in a library call).
+        manager: The service manager, which may have passed listeners, and may keep ours for the next master.
 
     Raises:
         ConfigError: a bind URL cannot be parsed.
         SystemRefusedError: an address cannot be bound.
     """
 
-    def __init__(self, loaded: Loaded, reread: Callable[[], Loaded], service: handlers.Service | None) -> None:
+    def __init__(
+        self, loaded: Loaded, reread: Callable[[], Loaded], service: handlers.Service | None, manager: Manager
+    ) -> None:
         self.followers: list[Callable[[], None]] = []
         """Called at a commit: lanes in this process, and status, go on under the new terms."""
         self._reread = reread
         self._service = service
+        self._manager = manager
         self._number = 1
         self._next: _Draft | None = None
         self._went: list[Listener] = []
-        groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config))
+        groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config), passed=manager.passed)
         self._present = self._drafted(loaded, groups, log.present())
+        manager.drop_unclaimed()
+        self._keep()
+
+    def preload(self, service: handlers.Service | None) -> None:
+        """Before anything is served: this was imported, once for all."""
+        self._service = service
 
     @property
     def settings(self) -> Config:
@@ -151,6 +164,7 @@ class Succession:
         self._went += [listener for listener in before.listeners if listener.socket not in kept]
         for listener in self._present.listeners:
             listener.apply_options()  # of one that stays and whose options do, nothing is touched
+        self._keep()
         self.present.use_log()
         for follow in self.followers:
             follow()
@@ -167,15 +181,18 @@ class Succession:
 
     def withdraw(self) -> None:
         """Close what went: newcomers are refused there, and the last old worker serves what is queued."""
-        for listener in self._went:
+        went, self._went = self._went, []
+        self._keep()
+        for listener in went:
             _log.info("no longer listening on %s", listener.url)
+            listener.is_kept = False
             listener.close_door()
             listener.close()
-        self._went = []
 
     def close_door(self, *, has_lanes: bool) -> None:
         """Let nobody in any more. Without lanes here, our copies close too: the last worker to have served its queue
         then frees the address, and newcomers are refused instead of waiting for the longest conversation to end."""
+        self._manager.let_go()
         for listener in self.listeners():
             listener.close_door()
             if not has_lanes:
@@ -186,6 +203,13 @@ class Succession:
 
     def __exit__(self, *_: object) -> None:
         close_all(self.listeners())
+
+    def _keep(self) -> None:
+        """Have systemd keep what we bound, so that not even a master that is killed loses who waits there."""
+        own = [listener for listener in (*self._present.listeners, *self._went) if not listener.is_adopted]
+        self._manager.keep({listener.url: listener.socket for listener in own})
+        for listener in own:
+            listener.is_kept = self._manager.has_store
 
     def _fresh(self) -> list[Listener]:
         """What was bound for the next generation only."""
@@ -213,7 +237,7 @@ class Succession:
         options = listener_options(settings)
         handler = _log_handler(settings.log, self.settings.log, self._present.log_handler)
         try:
-            groups = bind_groups(settings.server.bind, options, self._present.groups)
+            groups = bind_groups(settings.server.bind, options, self._present.groups, self._manager.passed)
         except BaseException:
             if handler is not self._present.log_handler:
                 handler.close()
@@ -283,12 +307,13 @@ def listener_options(settings: Config) -> Options:
         receive_buffer=section.receive_buffer,
         unix_mode=section.unix_mode,
         idle_timeout=settings.timeouts.idle,
+        owner=Account.named(settings.server.user, settings.server.group),
     )
 
 
 def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
     """The narrow values that a crew needs."""
-    timeouts, parking = settings.timeouts, settings.parking
+    timeouts, parking, proxy = settings.timeouts, settings.parking, settings.proxy_protocol
     return Terms(
         limits=Limits.parse(**settings.limits.model_dump()),
         backlog=backlog,
@@ -300,6 +325,9 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         wait_for=parking.wait_for,
         max_head=parking.max_head,
         max_parked=parking.max_parked,
+        proxy_mode=proxy.mode,
+        proxy_trusted=Networks.parse(proxy.trusted),
+        proxy_timeout=proxy.timeout,
         service_interval=service_interval,
         tick=max(SHORTEST_TICK, min(LONGEST_TICK, timeouts.worker / SIGNS)) if timeouts.worker else LONGEST_TICK,
     )
@@ -317,9 +345,9 @@ def _log_handler(section: sections.Log, before: sections.Log, present: log.LineH
     Raises:
         ConfigError: it cannot be opened or written.
     """
-    if section.file == before.file:
+    if (section.file, section.format) == (before.file, before.format):
         return present
-    handler = log.opened(section.file)
+    handler = log.opened(section.file, section.format)
     try:
         handler.write("log opened for a reload")
     except OSError as error:

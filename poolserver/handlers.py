@@ -19,11 +19,13 @@ from typing import Any, ClassVar, cast
 from poolserver.adapter import LaneServer, adapted, passed_over
 from poolserver.address import Address
 from poolserver.conversation import handler_class, is_conversational, is_movable
+from poolserver.datagrams import shared
 from poolserver.errors import ConfigError
+from poolserver.functions import FunctionHandler, handler_around
 from poolserver.listener import Listener
 from poolserver.shared_socket import SharedSocket
 from poolserver.station import Station, Terms
-from poolserver.waits import Wait
+from poolserver.waits import Step, Wait
 
 _log = logging.getLogger("poolserver")
 
@@ -82,11 +84,10 @@ def service_of(attribute: Any, handler: str, server_class: str) -> Service:
                 f"server.handler: {handler} is a server class, and so is server.server_class: give one of them"
             )
         return _service_of(attribute, handler)
+    if inspect.isroutine(attribute):
+        return Service(handler_around(attribute, handler), chosen)
     if not (isinstance(attribute, type) and issubclass(attribute, socketserver.BaseRequestHandler)):
-        raise ConfigError(
-            f"server.handler: {handler} is {_kind(attribute)}; want a subclass of socketserver.BaseRequestHandler,"
-            " or a socketserver server class with a RequestHandlerClass of its own"
-        )
+        raise ConfigError(f"server.handler: {handler} is {_kind(attribute)}{_remedy(attribute)}")
     return Service(attribute, chosen)
 
 
@@ -106,15 +107,21 @@ def call(spec: str, key: str) -> None:
 
 
 def fitting(service: Service, address: Address) -> None:
-    """Refuse a handler on a kind of address that it cannot serve.
+    """Refuse a handler on a kind of address that it cannot serve, and one that waits for what there is not.
 
     Raises:
         ConfigError: names the handler and the address.
     """
     handler = service.handler
+    _own_wait(handler_class(handler))
     unfit = _DATAGRAM_ONLY if address.is_stream else _STREAM_ONLY
     if isinstance(handler, type) and issubclass(handler, unfit):
         raise ConfigError(f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}")
+    if isinstance(handler, type) and issubclass(handler, FunctionHandler) and not address.is_stream:
+        raise ConfigError(
+            f"server.handler: {handler.__name__} is a plain function, which serves connections and cannot serve"
+            f" {address.url}; want a socketserver.DatagramRequestHandler"
+        )
 
 
 def stations(service: Service, listeners: Sequence[Listener], terms: Terms) -> list[Station]:
@@ -139,7 +146,9 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
     is_unix = listener.is_stream and listener.address.scheme == "unix"
     handler = handler_class(getattr(server, "RequestHandlerClass", None))
     wait = _wait(handler, terms) if listener.is_stream else Wait.NONE
-    defer = listener.options.defer_accept or (DEFER_ACCEPT if wait is not Wait.NONE else 0)
+    proxy_mode = terms.proxy_mode if listener.is_stream and terms.proxy_mode != "off" else ""
+    client_is_first = wait is not Wait.NONE or proxy_mode
+    defer = listener.options.defer_accept or (DEFER_ACCEPT if client_is_first else 0)
     return Station(
         server,
         listener.socket.fileno(),
@@ -156,6 +165,8 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
         is_movable=is_movable(handler),
         may_block=type(server).get_request
         not in (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request),
+        first_step=Step.HEADER if proxy_mode else Step.REQUEST,
+        proxy_mode=proxy_mode,
     )
 
 
@@ -167,7 +178,7 @@ def _wait(handler: Any, terms: Terms) -> Wait:
 
 def _own_wait(handler: Any) -> Wait:
     own = getattr(handler, "wait_for", None)
-    if own is None:
+    if not isinstance(own, str):  # a method of that name, say
         is_http = isinstance(handler, type) and issubclass(handler, BaseHTTPRequestHandler)
         return Wait.HTTP if is_http else Wait.NONE
     if own not in list(Wait):
@@ -214,7 +225,7 @@ def refuse_wrapped(sock: socket.socket) -> None:
 
 def _server_for(service: Service, listener: Listener) -> LaneServer:
     stock = service.server_class or _stock_class(service.handler, listener)
-    names = {"address_family": listener.address.family, "seat": SharedSocket.over(listener.socket)}
+    names = {"address_family": listener.address.family, "seat": shared(listener.socket)}
     cls = type(stock.__name__, (_Seated, adapted(stock)), names | {"__module__": stock.__module__})
     try:
         server = cast(_Seated, _call(cls, listener.socket.getsockname(), service.handler))
@@ -285,6 +296,16 @@ def _import(spec: str, key: str) -> Any:
         except AttributeError:
             raise ConfigError(f"{key}: module {module_name} has no {path!r}") from None
     return found
+
+
+def _remedy(attribute: Any) -> str:
+    bases = attribute.__mro__ if isinstance(attribute, type) else ()
+    if any(base.__module__ == "asyncio.protocols" for base in bases):
+        return ", an asyncio protocol, which this version cannot serve"
+    return (
+        "; want a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address),"
+        " or a socketserver server class with a RequestHandlerClass of its own"
+    )
 
 
 def _kind(attribute: Any) -> str:

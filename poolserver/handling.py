@@ -4,6 +4,7 @@ Whatever a hook of the user's code raises, the lane lives on.
 """
 
 import math
+import socket
 import sys
 import time
 from typing import Any, Protocol
@@ -13,7 +14,8 @@ from poolserver.adapter import LaneServer, log_error, peer_name
 from poolserver.conversation import Conversation
 from poolserver.door import Door
 from poolserver.failures import log_failure
-from poolserver.park import Park, Parked
+from poolserver.park import Park
+from poolserver.parked import Parked
 from poolserver.rows import Outcome, Row
 from poolserver.shortage import Shortage
 from poolserver.station import Station, Terms
@@ -37,6 +39,9 @@ class CrewOfLane(Protocol):
     def is_leaving(self) -> bool: ...
 
     @property
+    def hands_over(self) -> bool: ...
+
+    @property
     def has_parked(self) -> bool: ...
 
     @property
@@ -50,7 +55,7 @@ class CrewOfLane(Protocol):
 
     def watch_closely(self) -> None: ...
 
-    def hand_over(self, parked: Parked) -> bool: ...
+    def hand_over(self, parked: Parked) -> None: ...
 
     def mend(self, station: Station, error: OSError) -> None: ...
 
@@ -68,7 +73,7 @@ class Handling:
         self.deadline = math.inf
         self._began = 0.0
         self._ended_from_outside: tuple[Any, Outcome] | None = None
-        self._suspended: Conversation | None = None
+        self._suspended: Parked | None = None
         self._door = None if crew.door.is_open else crew.door
         self._handler_timeout = crew.terms.handler_timeout
         self._forks = process.fork_count()
@@ -127,19 +132,19 @@ class Handling:
             cut, outcome = self._ended_from_outside
             end, self._ended_from_outside = (outcome if cut is request else end), None
         if self._suspended is not None:
-            self._suspend(request, address)
+            suspended, self._suspended = self._suspended, None
+            suspended.ending = end if end is not Outcome.SERVED else None  # cut just now
+            self._suspend(suspended)
             return
         row.end(end)
         if self._door is not None:
             self._door.closed(row)
 
-    def _suspend(self, request: Any, address: Any) -> None:
-        """The conversation goes on when the client speaks again."""
-        conversation, self._suspended = self._suspended, None
-        parked = Parked(self._station, request, address, time.monotonic(), self._claim(), conversation, is_between=True)
+    def _suspend(self, parked: Parked) -> None:
+        """The conversation goes on when the client speaks again, or at once, after others, if it has spoken."""
         self._row.idle()
-        if conversation is not None and conversation.has_input():
-            self._crew.park.pass_on(parked, self._row.number)  # no epoll would tell of what is read already
+        if parked.has_news or parked.ending is not None:
+            self._crew.park.pass_on(parked, self._row.number)
         else:
             self._park(parked)
 
@@ -154,7 +159,7 @@ class Handling:
         if not server.verify_request(request, address):
             server.shutdown_request(request)
             return Outcome.REFUSED_VERIFY
-        if self._station.is_conversational:
+        if self._station.is_conversational and isinstance(request, socket.socket):
             conversation = Conversation(server.RequestHandlerClass, request, address, server)
             return self._converse(server, request, conversation)
         server.process_request(request, address)
@@ -163,17 +168,25 @@ class Handling:
     def _converse(self, server: LaneServer, request: Any, conversation: Conversation) -> Outcome:
         """After an exchange: as many more as the client has sent already, within bounds; then it is over or is
         suspended."""
-        for _ in range(MAX_TURNS):
-            if conversation.is_over or not conversation.has_input():
-                break
+        turns = MAX_TURNS
+        while not conversation.is_over and (has_input := conversation.has_input()) and turns:
             conversation.go_on()
-        if not conversation.is_over and (self._crew.is_leaving or self.is_ended_from_outside):
+            turns -= 1
+        if not conversation.is_over and self._is_to_end(has_input):
             conversation.end()
         if conversation.is_over:
             server.shutdown_request(request)
         else:
-            self._suspended = conversation
+            parked = Parked(self._station, conversation.connection, self.address, time.monotonic(), self._claim())
+            parked.conversation, parked.is_between, parked.has_news = conversation, True, has_input
+            self._suspended = parked
         return Outcome.SERVED
+
+    def _is_to_end(self, has_input: bool) -> bool:
+        """Whether a conversation that could go on ends here: its connection was cut, or its worker leaves and nobody
+        is to have it."""
+        is_left = self._crew.is_leaving and not self._crew.hands_over and not has_input
+        return is_left or self.is_ended_from_outside
 
     def _on_failure(self, server: LaneServer, request: Any, address: Any) -> None:
         """As BaseServer does: ``handle_error`` for what is an Exception, then ``shutdown_request`` in any case."""
@@ -194,9 +207,10 @@ class Handling:
 
     def _park(self, parked: Parked) -> None:
         """Leave it to the park, and end whoever must go for it."""
-        victim = self._crew.park.add(parked, self._row.number)
-        if victim is not None:
+        for victim in self._crew.park.add(parked, self._row.number):
             self._end(victim)
+        if self._crew.is_leaving:
+            self._crew.watch_closely()
 
     def _end(self, parked: Parked) -> None:
         """It waited in vain: a handler that it has is finished, as at the end of its input."""
@@ -208,7 +222,10 @@ class Handling:
                 process.leave_if_forked(self._forks)
                 self._on_failure(parked.station.server, parked.request, parked.address)
                 parked.is_leaving = False
-        if not (parked.is_leaving and self._crew.hand_over(parked)):
+        if parked.is_leaving and self._crew.hands_over:
+            parked.conversation = None
+            self._crew.hand_over(parked)
+        else:
             self._crew.park.drop(parked)
 
     def _report(self, text: str, *args: object) -> None:

@@ -4,24 +4,30 @@ The master makes the pairs before its first fork and holds them open, so that wh
 Idle lanes wait on the reading ends as they do on listeners. Nothing is sent back.
 """
 
+import ast
 import json
 import logging
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from poolserver.park import Parked
+from poolserver.failures import log_line
+from poolserver.parked import Parked
 from poolserver.station import Station
-
-_log = logging.getLogger("poolserver")
+from poolserver.waits import Step
 
 VERSION = 1
 
 MAX_MESSAGE_BYTES = 2048
 """An address and a URL are a few hundred bytes at most: a Unix socket's path is 108."""
+
+
+_DESCRIPTOR = struct.Struct("i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +67,10 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A connection from another worker; ``place`` says where that one counts it until we do, -1 for nowhere."""
+    """A connection from another worker, None if it was lost; ``place`` says where that one counts it until we do, -1
+    for nowhere."""
 
-    parked: Parked
+    parked: Parked | None
     place: int
 
 
@@ -82,38 +89,48 @@ class Intake:
         return bool(poller.poll(0))
 
     def receive(self) -> Arrival | None:
-        """The next, if there is one that is for us. What cannot be understood is closed and said."""
+        """The next, if there is one. What cannot be understood is closed and said."""
         try:
-            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            text, fds, _, _ = socket.recv_fds(self.pair.reading, MAX_MESSAGE_BYTES, 1, flags)
+            text, fds = _received(self.pair.reading)
         except BlockingIOError:
             return None  # a sibling was quicker
-        if not fds:
-            _log.error("a connection from another worker is lost: out of descriptors; raise LimitNOFILE")
-            return None
+        place = -1
         try:
-            return self._arrival(text, fds[0])
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            _log.error("a connection from another worker is closed: %s: %s", type(error).__name__, error)
-            os.close(fds[0])
-            return None
+            told = _understood(text)
+            place = int(told["place"])
+            return Arrival(self._parked(told, fds), place)
+        except (ValueError, KeyError, TypeError, SyntaxError) as error:
+            log_line(logging.ERROR, "a connection from another worker is lost: %s", error)
+            for fd in fds:
+                os.close(fd)
+            return Arrival(None, place)
 
-    def _arrival(self, text: bytes, fd: int) -> Arrival:
-        told = json.loads(text)
-        if told["version"] != VERSION:
-            raise ValueError(f"its message has version {told['version']}, ours is {VERSION}")
-        station = next(each for each in self.stations.values() if each.url == told["url"])
-        peer = told["peer"]
-        address = tuple(peer) if isinstance(peer, list) else peer
-        parked = Parked(
-            station,
-            socket.socket(fileno=fd),
-            address,
-            time.monotonic() - float(told["age"]),
-            int(told["claim"]),
-            is_between=bool(told["between"]),
-        )
-        return Arrival(parked, int(told["place"]))
+    def _parked(self, told: dict[str, Any], fds: list[int]) -> Parked:
+        if not fds:
+            raise ValueError("out of descriptors; raise LimitNOFILE")
+        station = next((each for each in self.stations.values() if each.url == told["url"]), None)
+        if station is None:
+            raise ValueError(f"nothing listens on {told['url']} here")
+        peer, since, claim = ast.literal_eval(told["peer"]), time.monotonic() - float(told["age"]), int(told["claim"])
+        is_between, step = bool(told["between"]), Step(told["step"])
+        return Parked(station, socket.socket(fileno=fds[0]), peer, since, claim, is_between=is_between, step=step)
+
+
+def _received(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """A message and its descriptor, which no program that a handler starts shall inherit.
+
+    Source: recvmsg(2) MSG_CMSG_CLOEXEC; ``socket.recv_fds`` takes flags and ignores them (CPython 3.13.0).
+    """
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    text, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_LEN(_DESCRIPTOR.size), flags)
+    return text, [_DESCRIPTOR.unpack(octets)[0] for _, kind, octets in ancillary if kind == socket.SCM_RIGHTS]
+
+
+def _understood(text: bytes) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(text)
+    if told["version"] != VERSION:
+        raise ValueError(f"its message has version {told['version']}, ours is {VERSION}")
+    return told
 
 
 def intakes(pairs: Pairs, stations: Mapping[int, Station]) -> dict[int, Intake]:
@@ -132,9 +149,10 @@ def send(pair: Pair, parked: Parked, place: int) -> bool:
     told = {
         "version": VERSION,
         "url": parked.station.url,
-        "peer": parked.address,
+        "peer": repr(parked.address),  # which tells a tuple from a list and bytes from text
         "age": time.monotonic() - parked.since,
         "between": parked.is_between,
+        "step": parked.step,
         "claim": parked.claim,
         "place": place,
     }

@@ -5,20 +5,16 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
-import time
-from typing import Any
 
-from poolserver.adapter import peer_name, unix_peer
 from poolserver.failures import log_line
-from poolserver.handling import CrewOfLane, Handling
+from poolserver.handling import CrewOfLane
 from poolserver.handover import Intake
-from poolserver.listener import set_idle_timeout
-from poolserver.park import UNFIT, Parked, look
+from poolserver.parked import Parked
+from poolserver.reception import Reception
 from poolserver.rows import Row
 from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length
-from poolserver.waits import Verdict, Wait
 
 DRAIN_LOOK = 0.1
 """Seconds between a leaving lane's looks whether anybody is still parked."""
@@ -37,13 +33,12 @@ _PEER_WENT_AWAY = frozenset(
 )
 
 
-class Lane(Handling):
+class Lane(Reception):
     """Runs in its thread."""
 
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
         super().__init__(number, crew, row)
         self.is_accepting = True
-        self._max_head = crew.terms.max_head
         self._fruitless = 0
         self._stop_poll = crew.wakeups.poller([crew.wakeups.stop_fd])
         self._is_one_of_many = crew.wakeups.is_shared
@@ -70,6 +65,7 @@ class Lane(Handling):
         row.absent()
         while crew.has_parked:
             self._take_up(crew.wakeups.wait_parked(DRAIN_LOOK))
+            row.absent()
 
     def take(self, station: Station) -> bool:
         """Accept one connection (or datagram) and handle it. False: there was none.
@@ -97,32 +93,8 @@ class Lane(Handling):
             self._crew.wakeups.look_again(station)
         if self._crew.shortage.is_on:
             self._crew.shortage.end()
-        if station.is_unix_stream:
-            address = address or unix_peer(request)
-            set_idle_timeout(request, station.idle_timeout)
-        if self._door is not None and not self._door.lets_in(self._row, request, address, is_stream=station.is_stream):
-            return True
-        if station.wait is not Wait.NONE and not self._has_spoken(station, request, address):
-            return True
-        self._row.begin(peer_name(address))
-        self._handle(station, request, address)
+        self._receive(station, request, address)
         return True
-
-    def _has_spoken(self, station: Station, request: Any, address: Any) -> bool:
-        """Whether what is waited for is there. If not, the connection is parked, or over already."""
-        verdict = look(request, station.wait, self._max_head)
-        if verdict in (Verdict.COMPLETE, Verdict.ENDED):
-            return True
-        self._row.accept()
-        parked = Parked(station, request, address, time.monotonic(), self._claim())
-        if verdict in UNFIT:
-            parked.ending = UNFIT[verdict]
-            self._crew.park.drop(parked)
-            if self._door is not None:
-                self._door.closed(self._row)
-        else:
-            self._park(parked)
-        return False
 
     def _take_in(self, intake: Intake) -> None:
         """A connection from another worker: one that is ready is handled, one that waits is parked."""
@@ -131,26 +103,24 @@ class Lane(Handling):
             return
         if self._is_one_of_many and intake.has_more():
             self._crew.wakeups.look_again(intake)
-        if intake.is_ready:
-            self._crew.park.welcome(arrival.parked, arrival.place, self._row.number)
-            self._go_on(arrival.parked)
-        elif victim := self._crew.park.adopt(arrival.parked, arrival.place, self._row.number):
-            self._end(victim)
+        park, parked = self._crew.park, arrival.parked
+        park.arrived(arrival.place, is_lost=parked is None)
+        if parked is not None and intake.is_ready:
+            park.give(parked, self._row.number)
+            self._go_on(parked)
+        elif parked is not None:
+            self._park(parked)
 
     def _take_up(self, post: Parked | int | Station | None) -> None:
         """Go on with a connection that was parked, if ``post`` is or tells of one that is ready."""
         parked = self._crew.park.take(post) if isinstance(post, int) and post >= 0 else post
         if not isinstance(parked, Parked):
             return
-        if parked.ending is not None:
+        if parked.ending is not None or parked.is_leaving:
             self._end(parked)
             return
         self._crew.park.give(parked, self._row.number)
         self._go_on(parked)
-
-    def _go_on(self, parked: Parked) -> None:
-        self._row.resume(peer_name(parked.address))
-        self._handle(parked.station, parked.request, parked.address, parked)
 
     def _has_more(self, station: Station) -> bool:
         """Whether more is queued. For TCP without letting go of the interpreter's lock, which a sibling may want."""

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from poolserver.failures import log_line
-from poolserver.shared_socket import SharedSocket
 from poolserver.station import Station
 
 
@@ -21,8 +20,9 @@ def mend(station: Station, error: OSError, backlog: int) -> str:
     """
     if not station.is_intact():
         log_line(logging.ERROR, "a handler closed a listener (%s): opened again", error.strerror)
-        station.server.socket.detach()  # its number may be another's by now
-        station.server.socket = SharedSocket(fileno=os.dup(station.fd))
+        broken = station.server.socket
+        broken.detach()  # its number may be another's by now
+        station.server.socket = type(broken)(fileno=os.dup(station.fd))
     elif error.errno == errno.EINVAL and _is_shut_down(station.server.socket):  # else a sibling mended it meanwhile
         if not _revive(station.server.socket, station.sockaddr, backlog):
             return f"listener {station.server.server_address!r} was shut down and cannot listen again"

@@ -20,11 +20,12 @@ from poolserver.networks import key_text, source_of
 from poolserver.pool import Pool
 from poolserver.queues import queue_of
 from poolserver.reload import Reload
-from poolserver.rows import MAX_COUNT, LaneState
+from poolserver.rows import DURATION_BOUNDS, MAX_COUNT, LaneState
 from poolserver.scoreboard import Berth, CrewReading, LaneReading, Scoreboard
 from poolserver.snapshot import (
     REFUSALS,
     TIMEOUTS,
+    Durations,
     LaneStatus,
     LastReload,
     ListenerStatus,
@@ -118,6 +119,7 @@ class Observer:
             stress=any(crew.stress for crew in crews),
             workers=workers,
             totals=self._totals(pool),
+            durations=self._durations(),
             sources=self._sources(workers, now),
             last_reload=_last_reload(pool.reload, now),
         )
@@ -182,6 +184,10 @@ class Observer:
             reloads=pool.reload.reloads,
             reloads_failed=pool.reload.reloads_failed,
         )
+
+    def _durations(self) -> Durations:
+        *counts, microseconds = self.board.durations()
+        return Durations(bounds=list(DURATION_BOUNDS), counts=counts, sum=microseconds / 1e6)
 
     def _sources(self, workers: Iterable[WorkerStatus], now: float) -> list[SourceStatus]:
         """The largest by connections at once and by refusals, in turn: neither must hide the other."""

@@ -7,90 +7,48 @@ to other workers, is ``attendant.py``'s affair.
 
 import collections
 import math
-import select
-import socket
-import ssl
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, takewhile
 from typing import Any
 
+from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
-from poolserver.conversation import Conversation
+from poolserver.parked import READY, Limits, Parked
 from poolserver.rows import Outcome, Quarters
-from poolserver.station import Station, Terms
-from poolserver.waits import Verdict, Wait, judge
+from poolserver.station import Terms
+from poolserver.waits import Step, Verdict
 from poolserver.wakeups import Wakeups
 
-_READY = (Verdict.COMPLETE, Verdict.ENDED)
-UNFIT = {Verdict.TOO_LONG: Outcome.REFUSED_MAX_HEAD, Verdict.RESET: Outcome.REFUSED_RESET}
+SHARES = 64
+"""``max_parked`` is shared out among workers by so many parts: how exact it is, and how often each looks."""
 
+TRANSIT_PATIENCE = 60.0
+"""Seconds for which a connection that was sent to another worker is counted, unless that one counts it before: who
+died with it in its hands says nothing."""
 
-@dataclass(eq=False, slots=True)
-class Parked:
-    """A connection that holds no lane.
-
-    ``since``: when it was accepted, when its last exchange ended, or when its next request began. ``claim``: the number
-    of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane
-    has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on with.
-    """
-
-    station: Station
-    request: Any
-    address: Any
-    since: float
-    claim: int = 0
-    conversation: Conversation | None = None
-    is_between: bool = False
-    has_begun: bool = False
-    verdict: Verdict = Verdict.SILENT
-    ending: Outcome | None = None
-    fd: int = -1
-    is_counted: bool = False
-    is_in_hand: bool = False
-    is_leaving: bool = False
-    has_news: bool = False
-
-
-def look(request: Any, wait: Wait, most: int) -> Verdict:
-    """Say how far a connection is, without reading or waiting. Source: recv(2) MSG_PEEK, MSG_DONTWAIT."""
-    if isinstance(request, ssl.SSLSocket):
-        if request.pending():
-            return Verdict.COMPLETE
-        wait = Wait.DATA  # what can be seen is encrypted
-    try:
-        octets = socket.socket.recv(request, 1 if wait is Wait.DATA else most, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return Verdict.SILENT
-    except OSError:
-        return Verdict.RESET
-    if not octets:
-        return Verdict.ENDED
-    verdict = judge(wait, octets, most)
-    return Verdict.ENDED if verdict is Verdict.PARTIAL and _is_half_closed(request) else verdict
-
-
-def _is_half_closed(request: socket.socket) -> bool:
-    """Whether the peer sends no more, though some is unread. Source: poll(2) POLLRDHUP."""
-    poller = select.poll()
-    poller.register(request, select.POLLRDHUP)
-    return bool(poller.poll(0))
+_Stage = collections.OrderedDict[Parked, None]
 
 
 class Park:
     """The parked connections of one worker.
 
-    Each is in exactly one stage: ``silent`` (it has sent nothing), ``speaking`` (some of what is waited for is there),
-    ``between`` two exchanges. A stage keeps the order of arrival, so that the oldest stands first.
+    Each is in exactly one stage: ``prefaces`` (it has not come to its request), ``silent`` (it has sent nothing),
+    ``speaking`` (some of what is waited for is there), ``between`` two exchanges. A stage keeps the order of arrival,
+    so that the oldest stands first; one that came from another worker may stand behind younger ones, and has as much
+    time as they.
     """
 
     def __init__(self, wakeups: Wakeups[Any], quarters: Quarters, claims: Claims, terms: Terms) -> None:
-        self.silent: collections.OrderedDict[Parked, None] = collections.OrderedDict()
-        self.speaking: collections.OrderedDict[Parked, None] = collections.OrderedDict()
-        self.between: collections.OrderedDict[Parked, None] = collections.OrderedDict()
+        self.prefaces: _Stage = collections.OrderedDict()
+        self.silent: _Stage = collections.OrderedDict()
+        self.speaking: _Stage = collections.OrderedDict()
+        self.between: _Stage = collections.OrderedDict()
         self.by_fd: dict[int, Parked] = {}
         self.quota = terms.max_parked
         """How many may be parked here: the pool's ``max_parked`` less what the other workers have."""
+        self._max_parked = terms.max_parked
+        self._share = max(1, terms.max_parked // SHARES)
         self._max_head = terms.max_head
         self._wakeups = wakeups
         self.row = quarters.crew
@@ -98,36 +56,25 @@ class Park:
         self._claims = claims
         self._lock = claims.lock
         self._between = 0
-        self._sent: list[int] = []
+        self._sent: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return len(self.by_fd)
+        return len(self.prefaces) + len(self.silent) + len(self.speaking) + len(self.between)
 
-    def add(self, parked: Parked, lane: int) -> Parked | None:
+    def add(self, parked: Parked, lane: int) -> list[Parked]:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
 
-        Returns one that must go for it, if the park is full: the oldest that has sent nothing, else the oldest that
-        is between two requests, else ``parked`` itself. It is the caller's to end.
+        Returns whom it cannot or may not keep, for the caller to end. If the park is full that is the oldest that has
+        sent nothing or not come to its request, else the oldest that is between two requests, else ``parked`` itself.
         """
         with self._lock:
             self._count(parked, lane)
-            victim = self._victim(parked) if len(self.by_fd) >= self.quota else None
-            if victim is not None:
-                victim.ending = Outcome.REFUSED_MAX_PARKED
-            if victim is parked:
-                return parked
-            if victim is not None:
-                self._remove(victim)
-            parked.fd = parked.request.fileno()
-            try:
-                self._wakeups.watch(parked.fd)  # under the lock: whoever it wakes finds the entry
-            except OSError:
-                parked.ending = Outcome.REFUSED_MAX_PARKED
-                return parked
-            self.by_fd[parked.fd] = parked
-            self._stage(parked)[parked] = None
-            self._publish(parked, 1)
-        return victim
+            if not len(self) % self._share:
+                self._share_out()
+            gone = [self._evict(parked)] if len(self) >= self.quota else []
+            if parked.ending is None and not self._watch(parked):
+                gone.append(parked)
+        return gone
 
     def pass_on(self, parked: Parked, lane: int) -> None:
         """Leave what ``lane`` has to the next lane that has time, behind what is ready now."""
@@ -149,14 +96,14 @@ class Park:
                 return None
             parked.is_in_hand = True
         while True:
-            verdict = self._look(parked)
+            verdict = parked.look(self._max_head)
             with self._lock:
-                if verdict in _READY or parked.ending is not None:
+                if verdict in READY or parked.ending is not None:
                     self._remove(parked)
                     return parked
                 if not parked.has_news:
                     parked.is_in_hand = False
-                    self._restage(parked, verdict)
+                    self._restage(parked)
                     return None
                 parked.has_news = False
 
@@ -171,129 +118,174 @@ class Park:
         """Have the next free lane finish it."""
         self._wakeups.pass_on(parked)
 
-    def adopt(self, parked: Parked, place: int, lane: int) -> Parked | None:
-        """As ``add``, for one that came from another worker, which counts it at ``place``."""
+    def arrived(self, place: int, *, is_lost: bool) -> None:
+        """One that another worker sent, and counts at ``place`` until now, is a lane's here, or was lost."""
         self._claims.received(place)
-        return self.add(parked, lane)
-
-    def welcome(self, parked: Parked, place: int, lane: int) -> None:
-        """As ``give``, for one that came from another worker."""
-        self._claims.received(place)
-        self.give(parked, lane)
+        if is_lost:
+            with self._lock:
+                self.row.count(Outcome.CUT)
 
     def send(self, parked: Parked, send: Callable[[Parked, int], bool]) -> bool:
         """Let another worker have it, by ``send``, which is told at which place it is counted meanwhile, and close our
         copy. False: it stays the caller's."""
+        self.settle(time.monotonic())
         with self._lock:
-            self._settle()
             is_counted = parked.is_counted
             self._uncount(parked)
             place = self._claims.send(self._ordinal, parked.claim) if is_counted else -1
             is_sent = (place >= 0 or not is_counted) and send(parked, place)
             if place >= 0:
-                self._sent.append(place)
+                self._sent[place] = time.monotonic()
             if not is_sent:
                 self._claims.received(place)
                 parked.is_counted = is_counted and self._claims.park(self._ordinal, parked.claim)
                 return False
-        parked.request.close()
+        close_for_good(parked.request)
         return True
+
+    def settle(self, now: float) -> None:
+        """Count no longer what has arrived elsewhere, or must be lost."""
+        if not self._sent:
+            return
+        with self._lock:
+            for place, at in self._sent.items():
+                if now - at > TRANSIT_PATIENCE:
+                    self._claims.received(place)
+            self._sent = {place: self._sent[place] for place in self._claims.settle(self._ordinal, self._sent)}
 
     def drop(self, parked: Parked) -> None:
         """Close one that no handler needs to see, and count its ending, in no lane's name."""
         with self._lock:
             self._uncount(parked)
             self.row.count(parked.ending or Outcome.CUT)
-        parked.request.close()
+        shut(parked.request)  # a child that a handler forked may have a copy
+        close_for_good(parked.request)
 
-    def due(self, now: float, limits: "Limits") -> list[Parked]:
-        """Take out what has waited too long, each with its ending. It is the caller's to finish."""
+    def due(self, now: float, limits: Limits) -> list[Parked]:
+        """Take out what has waited too long for its client, each with its ending. It is the caller's to finish."""
         with self._lock:
-            due = [
-                *_first(self.silent, now - limits.silent),
-                *_first(self.between, now - limits.keep_alive),
+            late = [
+                *takewhile(lambda each: each.since < now - limits.silent, self.silent),
+                *takewhile(lambda each: each.since < now - limits.keep_alive, self.between),
                 *(each for each in self.speaking if each.since < now - limits.head),  # not in order: few, or an attack
+                *(each for each in self.prefaces if each.since < now - limits.preface(each)),  # likewise
             ]
-            due = [each for each in due if not each.is_in_hand]
+            due = [each for each in late if not each.is_in_hand and self._waits_for_client(each, now)]
             for parked in due:
-                parked.ending = _ending(parked, limits)
+                parked.ending = parked.ending or limits.ending(parked)
                 self._remove(parked)
         return due
 
-    def nearest(self, limits: "Limits") -> float:
+    def nearest(self, limits: Limits) -> float:
         """When the first that waits now is due."""
         stages = ((self.silent, limits.silent), (self.between, limits.keep_alive), (self.speaking, limits.head))
         with self._lock:
-            return min((next(iter(stage)).since + limit for stage, limit in stages if stage), default=math.inf)
+            prefaces = (each.since + limits.preface(each) for each in self.prefaces)
+            return min(
+                chain(prefaces, (next(iter(stage)).since + limit for stage, limit in stages if stage)), default=math.inf
+            )
 
     def overdue(self, most: int) -> list[Parked]:
         """Take out up to ``most`` that are ready, or over, while every lane is busy."""
         found = [self.take(fd) for fd in self._wakeups.overdue(most)]
         return [parked for parked in found if parked is not None]
 
-    def movable(self, may_move: Callable[[Parked], bool]) -> list[Parked]:
-        """Take out all that may go to another worker. They are the caller's."""
+    def take_out(self, may_go: Callable[[Parked], bool] = lambda _parked: True) -> list[Parked]:
+        """Take out all that ``may_go``. They are the caller's."""
         with self._lock:
-            found = [each for each in self.by_fd.values() if not each.is_in_hand and may_move(each)]
+            found = [each for each in self._all() if not each.is_in_hand and may_go(each)]
             for parked in found:
                 self._remove(parked)
         return found
 
+    def take_back(self) -> list[Parked]:
+        """What was passed to lanes and no lane has taken. It is the caller's."""
+        return [post for post in self._wakeups.take_back() if isinstance(post, Parked)]
+
     def oldest(self) -> float:
         """Since when the oldest waits; infinite when none does."""
         with self._lock:
-            return min((each.since for each in self._heads()), default=math.inf)
+            stages = (self.prefaces, self.silent, self.speaking, self.between)
+            return min((next(iter(stage)).since for stage in stages if stage), default=math.inf)
 
     def part(self) -> None:
         """The lanes are to leave: let the parked, and nothing else, wake those that stay for them."""
         with self._lock:
             self._wakeups.part(self.by_fd)
 
-    def _settle(self) -> None:
-        """Count no longer what has arrived elsewhere."""
-        if self._sent:
-            self._sent = self._claims.settle(self._ordinal, self._sent)
+    def share_out(self) -> None:
+        """See what the other workers have parked, and what is left for this one."""
+        with self._lock:
+            self._share_out()
 
-    def _look(self, parked: Parked) -> Verdict:
-        wait = parked.station.between if parked.is_between else parked.station.wait
-        if parked.conversation is not None and not parked.conversation.is_plain:
-            wait = Wait.DATA
-        verdict = look(parked.request, wait, self._max_head)
-        if verdict in UNFIT:
-            parked.ending = Outcome.SERVED if parked.is_between and verdict is Verdict.RESET else UNFIT[verdict]
-        parked.verdict = verdict
-        return verdict
+    def _share_out(self) -> None:
+        self.quota = max(self._share, self._max_parked - self.row.parked_by_others(self._claims.rows))
 
-    def _restage(self, parked: Parked, verdict: Verdict) -> None:
-        if verdict is Verdict.PARTIAL and not parked.has_begun:
-            del self._stage(parked)[parked]
-            parked.has_begun = True
-            if parked.is_between:
-                parked.since = time.monotonic()
-            self.speaking[parked] = None
+    def _waits_for_client(self, parked: Parked, now: float) -> bool:
+        """One that has sent all that was waited for waits for a lane instead: its time begins anew."""
+        if parked.look(self._max_head) in READY:
+            parked.since = now
+            self._stage(parked).move_to_end(parked)
+            return False
+        return not self._restage(parked)
 
-    def _stage(self, parked: Parked) -> collections.OrderedDict[Parked, None]:
+    def _restage(self, parked: Parked) -> bool:
+        """After a look: whether it has begun to send what is waited for."""
+        if parked.step is not Step.REQUEST or parked.verdict is not Verdict.PARTIAL or parked.has_begun:
+            return False
+        del self._stage(parked)[parked]
+        parked.has_begun = True
+        if parked.is_between:
+            parked.since = time.monotonic()
+        self.speaking[parked] = None
+        return True
+
+    def _stage(self, parked: Parked) -> _Stage:
+        if parked.step is not Step.REQUEST:
+            return self.prefaces
         if parked.has_begun:
             return self.speaking
         return self.between if parked.is_between else self.silent
 
-    def _victim(self, newcomer: Parked) -> Parked:
-        stages = (self.silent, self.between)
-        return next((each for stage in stages for each in stage if not each.is_in_hand), newcomer)
+    def _all(self) -> Iterator[Parked]:
+        return chain(self.prefaces, self.silent, self.speaking, self.between)
 
-    def _heads(self) -> list[Parked]:
-        return [next(iter(stage)) for stage in (self.silent, self.speaking, self.between) if stage]
+    def _evict(self, newcomer: Parked) -> Parked:
+        crowds = sorted((self.prefaces, self.silent), key=len, reverse=True)
+        candidates: Iterable[Parked] = chain(*crowds, self.between)
+        victim = next((each for each in candidates if not each.is_in_hand), newcomer)
+        victim.ending = Outcome.REFUSED_MAX_PARKED
+        if victim is not newcomer:
+            self._remove(victim)
+        return victim
+
+    def _watch(self, parked: Parked) -> bool:
+        """Whoever had its number before was closed by a thread of its handler, and is found at its limit."""
+        parked.fd = parked.request.fileno()
+        try:
+            self._wakeups.watch(parked.fd)  # under the lock: whoever it wakes finds the entry
+        except OSError:
+            parked.ending = Outcome.REFUSED_MAX_PARKED
+            return False
+        except ValueError:  # its handler has closed it, and says nothing of an end
+            parked.ending = Outcome.SERVED
+            return False
+        self.by_fd[parked.fd] = parked
+        self._stage(parked)[parked] = None
+        self._publish(parked, 1)
+        return True
 
     def _remove(self, parked: Parked) -> None:
-        del self.by_fd[parked.fd]
         del self._stage(parked)[parked]
-        self._wakeups.unwatch(parked.fd)
+        if self.by_fd.get(parked.fd) is parked:  # else it was closed, and the number is another's
+            del self.by_fd[parked.fd]
+            self._wakeups.unwatch(parked.fd)
         self._publish(parked, -1)
 
     def _publish(self, parked: Parked, change: int) -> None:
         if parked.is_between:
             self._between += change
-        self.row.parked(len(self.by_fd) - self._between, self._between)
+        self.row.parked(len(self) - self._between, self._between)
 
     def _count(self, parked: Parked, lane: int) -> None:
         if parked.claim:
@@ -304,39 +296,3 @@ class Park:
         if parked.is_counted:
             parked.is_counted = False
             self._claims.unpark(self._ordinal, parked.claim)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long what may wait, in seconds; infinite where nothing bounds it; and as what its end counts."""
-
-    silent: float
-    silent_ending: Outcome
-    head: float
-    keep_alive: float
-    between_ending: Outcome = Outcome.TIMEOUT_KEEP_ALIVE
-
-    @classmethod
-    def of(cls, terms: Terms, shrink: float = 1.0) -> "Limits":
-        """Those of ``terms``, times ``shrink`` under stress."""
-        first_byte, head, keep_alive = (
-            each * shrink or math.inf for each in (terms.first_byte_timeout, terms.head_timeout, terms.keep_alive)
-        )
-        ending = Outcome.TIMEOUT_FIRST_BYTE if first_byte <= head else Outcome.TIMEOUT_HEAD
-        return cls(min(first_byte, head), ending, head, keep_alive)
-
-
-def _first(stage: collections.OrderedDict[Parked, None], before: float) -> list[Parked]:
-    """Those at the front of a stage that came before this time."""
-    found = []
-    for parked in stage:
-        if parked.since >= before:
-            break
-        found.append(parked)
-    return found
-
-
-def _ending(parked: Parked, limits: Limits) -> Outcome:
-    if parked.has_begun:
-        return Outcome.TIMEOUT_HEAD
-    return limits.between_ending if parked.is_between else limits.silent_ending

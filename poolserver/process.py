@@ -6,14 +6,16 @@ There is no other message.
 """
 
 import contextlib
+import ctypes
 import enum
 import gc
+import itertools
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from poolserver import signals
 from poolserver.errors import SystemRefusedError
@@ -25,6 +27,9 @@ STOP_ASKED = b"!"
 
 MAX_REASON_BYTES = 16384
 """Fits an empty pipe (64 KiB), so that a worker which fails never blocks on telling why."""
+
+
+_libc = ctypes.CDLL(None, use_errno=True)  # before any fork: a child that hangs in the loader's lock would never end
 
 
 class Report(enum.Enum):
@@ -195,6 +200,26 @@ def reap_strangers(known: Callable[[int, int], bool]) -> int:
         if pid == 0:
             return strangers
         strangers += not known(pid, status)
+
+
+def keep_only(fds: Iterable[int]) -> None:
+    """In a child that needs nothing else of its parent: close all but these and the standard descriptors.
+
+    Objects over what was closed must not be touched any more: their numbers will be others'.
+    """
+    kept = sorted({0, 1, 2, *fds})
+    for below, above in itertools.pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
+        os.closerange(below + 1, above)
+
+
+def die_with(parent_pid: int) -> None:
+    """In a child that has nothing to finish: be killed when the parent dies, now if it is dead already.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    _libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(0)
 
 
 def fork_count() -> int:

@@ -3,24 +3,36 @@
 Every field is one aligned 8-byte word, whose stores are not torn (0 torn reads in 31 million), and has one writer.
 """
 
+import bisect
 import enum
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ROW_WORDS = 64
+HALF_WORDS = 40
+ROW_WORDS = 96
 ROW_BYTES = ROW_WORDS * 8
-HALF_WORDS = 32
-"""A row has two halves: its lane's, and one that in the first row of a worker is its crew's, in the rest unused."""
+"""A row has two halves: its lane's, and one that in the first row of a worker is its crew's, in the rest unused. What
+follows is how long the lane's handlers took."""
 STATE, SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
 NEW, BETWEEN = range(2)
-OLDEST, STRESS, SIGN, LEFT = range(27, 31)
+OLDEST, STRESS, SIGN, LEFT = range(36, 40)
 """Words of the crew's half; its counters stand where a lane's do."""
 
-_PEER_WORD = 26
+_PEER_WORD = 34
 PEER_BYTES = 48
 """An IPv6 address in brackets with its port is at most 47 characters."""
 PEER_START = _PEER_WORD * 8
+
+
+DURATION_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
+"""Seconds: durations are counted by the least of these that they do not exceed, or as longer than all."""
+
+DURATIONS = range(2 * HALF_WORDS, 2 * HALF_WORDS + len(DURATION_BOUNDS) + 1)
+DURATION_SUM = DURATIONS.stop
+"""Words: a count for each bound and one for what is longer; and the sum, in microseconds."""
+
+_BOUNDS_NS = tuple(int(bound * 1e9) for bound in DURATION_BOUNDS)
 
 
 class Outcome(enum.IntEnum):
@@ -45,11 +57,15 @@ class Outcome(enum.IntEnum):
     TIMEOUT_KEEP_ALIVE = enum.auto()
     REFUSED_MAX_HEAD = enum.auto()
     REFUSED_MAX_PARKED = enum.auto()
+    REFUSED_PROXY = enum.auto()  # no valid PROXY header, or from a peer that is not trusted with one
+    REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
     WOULD_PER_SOURCE = enum.auto()
     WOULD_RATE = enum.auto()
     WOULD_DENIED = enum.auto()
     WOULD_BANNED = enum.auto()
 
+
+_WITHOUT_HANDLER = frozenset({Outcome.REFUSED_VERIFY, Outcome.REFUSED_RESET, Outcome.TIMEOUT_FIRST_BYTE})
 
 MAX_COUNT = 2**53
 """No honest count gets here, and a JSON reader's numbers end here: a row that says more was scribbled over."""
@@ -117,6 +133,9 @@ class Row:
         # Counted here and stored whole: `+=` on shared memory is not atomic, and reading it back costs more.
         # A lane that replaces a dead one goes on from the row's counts.
         self._counts = list(words[:_PEER_WORD])
+        self._durations = words[DURATIONS.start : DURATION_SUM + 1]
+        self._took = list(self._durations)
+        self._began = 0
 
     def idle(self) -> None:
         """Waiting for a connection."""
@@ -131,7 +150,7 @@ class Row:
         """A connection from ``peer`` is in this lane now."""
         words, counts = self._words, self._counts
         self._peer[:] = peer.encode("utf-8", "replace")[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
-        words[SINCE] = time.monotonic_ns()
+        self._began = words[SINCE] = time.monotonic_ns()
         words[STATE] = 2
         counts[_ACCEPTED] += 1
         words[_ACCEPTED] = counts[_ACCEPTED]
@@ -139,7 +158,7 @@ class Row:
     def resume(self, peer: str) -> None:
         """A connection that was counted before, and waited off the lanes, is in this one now."""
         self._peer[:] = peer.encode("utf-8", "replace")[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
-        self._words[SINCE] = time.monotonic_ns()
+        self._began = self._words[SINCE] = time.monotonic_ns()
         self._words[STATE] = 2
 
     def end(self, outcome: int) -> None:
@@ -147,8 +166,16 @@ class Row:
         words, counts = self._words, self._counts
         counts[outcome] += 1
         words[outcome] = counts[outcome]
-        words[SINCE] = time.monotonic_ns()
+        words[SINCE] = now = time.monotonic_ns()
         words[STATE] = 1
+        if outcome in _WITHOUT_HANDLER:
+            return
+        durations, took, taken = self._durations, self._took, now - self._began
+        bound = bisect.bisect_left(_BOUNDS_NS, taken)
+        took[bound] += 1
+        took[-1] += taken // 1000
+        durations[bound] = took[bound]
+        durations[-1] = took[-1]
 
     def count(self, outcome: int) -> None:
         """One more, without an end: what a dry run would have refused."""

@@ -5,13 +5,15 @@ No locks: a killed worker could hold one for ever. Every field is one aligned 8-
 """
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from poolserver.errors import SystemRefusedError
 from poolserver.rows import (
     BETWEEN,
     COUNTERS,
+    DURATION_SUM,
+    DURATIONS,
     HALF_WORDS,
     LEFT,
     MAX_COUNT,
@@ -31,6 +33,8 @@ from poolserver.rows import (
     Row,
 )
 
+_DURATION_WORDS = (*DURATIONS, DURATION_SUM)
+
 MAX_WORKERS = 1024
 MAX_LANES = 16384
 """What may be configured."""
@@ -38,7 +42,7 @@ MAX_LANES = 16384
 MAX_BERTHS = 2 * MAX_WORKERS
 MAX_ROWS = 2 * MAX_LANES
 """Room for each worker and for one that leaves while it is there already. It is made once, before the first fork,
-since an anonymous mapping cannot grow in processes that have it. Pages that nobody touched cost nothing: 16 MiB of
+since an anonymous mapping cannot grow in processes that have it. Pages that nobody touched cost nothing: 24 MiB of
 address space in all."""
 
 
@@ -90,6 +94,8 @@ class Scoreboard:
     """Clients that were queued when the last worker left at the service's end; -1: nobody has told."""
     _berths: list[Berth] = field(default_factory=list)
     _told: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+    _took: list[int] = field(default_factory=lambda: [0] * len(_DURATION_WORDS))
+    _took_told: list[int] = field(default_factory=lambda: [0] * len(_DURATION_WORDS))
 
     @classmethod
     def create(cls) -> "Scoreboard":
@@ -122,6 +128,7 @@ class Scoreboard:
         """Its worker is dead: keep what it counted, zero its rows, give the place back."""
         for name, count in self.counted([berth]).items():
             self.totals[name] += count
+        self._took = [dead + own for dead, own in zip(self._took, self._durations([berth]), strict=True)]
         if left := self._crew_words(berth)[LEFT]:  # the least was told last, since nobody was let in any more
             self.never_accepted = min(left - 1, self.never_accepted if self.never_accepted >= 0 else left)
         start = berth.first * ROW_BYTES
@@ -180,8 +187,7 @@ class Scoreboard:
 
     def counted(self, berths: Iterable[Berth]) -> dict[str, int]:
         """The sums of these berths' counters."""
-        places = ((each.first * ROW_BYTES, each.lanes * ROW_BYTES) for each in berths)
-        return _sums(b"".join(self.memory[start : start + size] for start, size in places))
+        return _sums(self._octets(berths))
 
     def all_totals(self) -> dict[str, int]:
         """What the service has counted since it started, the dead and the living together.
@@ -191,6 +197,22 @@ class Scoreboard:
         living = self.counted(self._berths)
         self._told = {name: max(self._told[name], self.totals[name] + living[name]) for name in COUNTERS}
         return dict(self._told)
+
+    def durations(self) -> list[int]:
+        """How many handlers took how long since the service started, by the bounds of ``rows.DURATION_BOUNDS``; and the
+        sum in microseconds. Never goes back either."""
+        living = self._durations(self._berths)
+        now = [dead + own for dead, own in zip(self._took, living, strict=True)]
+        self._took_told = [max(pair) for pair in zip(self._took_told, now, strict=True)]
+        return list(self._took_told)
+
+    def _durations(self, berths: Iterable[Berth]) -> list[int]:
+        words = memoryview(self._octets(berths)).cast("Q")
+        return [_honest(words[word::ROW_WORDS].tolist()) for word in _DURATION_WORDS]
+
+    def _octets(self, berths: Iterable[Berth]) -> bytes:
+        places = ((each.first * ROW_BYTES, each.lanes * ROW_BYTES) for each in berths)
+        return b"".join(self.memory[start : start + size] for start, size in places)
 
     def _read_lane(self, lane: int) -> LaneReading:
         start = lane * ROW_BYTES
@@ -214,8 +236,10 @@ def _sums(rows: bytes) -> dict[str, int]:
     words = memoryview(rows).cast("Q")
     lanes, crews = words, words[HALF_WORDS:]
     columns = ((name, [*lanes[word::ROW_WORDS], *crews[word::ROW_WORDS]]) for name, word in COUNTERS.items())
-    return {name: sum(column) if max(column, default=0) <= MAX_COUNT else _honest(column) for name, column in columns}
+    return {name: _honest(column) for name, column in columns}
 
 
-def _honest(column: Iterable[int]) -> int:
+def _honest(column: Sequence[int]) -> int:
+    if max(column, default=0) <= MAX_COUNT:
+        return sum(column)
     return sum(count for count in column if count <= MAX_COUNT)

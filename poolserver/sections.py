@@ -74,6 +74,9 @@ class Server(Section):
     # Its default is a path too, so it is anchored like a given one.
     pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
     preload: bool = False
+    user: Text = ""
+    group: Text = ""
+    umask: OctalMode = Mode(0o027)
     chdir: AnchoredPath = ""
     worker_start: Text = ""
     worker_stop: Text = ""
@@ -191,11 +194,28 @@ class Parking(Section):
     keep_alive: Duration = 75.0
 
 
+class ProxyProtocol(Section):
+    """``[proxy_protocol]``: who says whose connections it passes on, and must."""
+
+    mode: Literal["off", "v1", "v2", "any"] = "off"
+    # After mode, which its validator looks at.
+    trusted: Annotated[tuple[Network, ...], Strict(False)] = Field(default=(), validate_default=True)
+    timeout: Annotated[Duration, Field(gt=0)] = 5.0
+
+    @field_validator("trusted")
+    @classmethod
+    def _names_somebody(cls, trusted: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Refuse a mode without anybody to trust: all would be refused."""
+        if not trusted and info.data.get("mode", "off") != "off":
+            raise ValueError(f'must name the proxies\' networks with proxy_protocol.mode = "{info.data["mode"]}"')
+        return trusted
+
+
 class Log(Section):
     """``[log]``: what is written, how, and where."""
 
     level: Literal["debug", "info", "warning", "error", "critical"] = "info"
-    format: Literal["text"] = "text"
+    format: Literal["text", "json"] = "text"
     file: AnchoredPath = ""
 
 
@@ -204,6 +224,12 @@ class Control(Section):
 
     socket: AnchoredPath = ""
     mode: OctalMode = Mode(0o600)
+
+
+class Metrics(Section):
+    """``[metrics]``: where ``/metrics`` and ``/healthz`` are served; empty = nowhere."""
+
+    bind: Text = ""
 
 
 class Config(BaseModel):
@@ -218,8 +244,10 @@ class Config(BaseModel):
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     parking: Parking = Parking()
+    proxy_protocol: ProxyProtocol = ProxyProtocol()
     log: Log = Log()
     control: Control = Control()
+    metrics: Metrics = Metrics()
 
 
 def _fields(section: FieldInfo) -> Mapping[str, FieldInfo]:
@@ -251,7 +279,8 @@ def json_schema() -> dict[str, Any]:
 def unknown(section: str, key: str = "") -> str:
     """Say that nobody knows this key, and the nearest one that somebody does."""
     if section not in SECTIONS:
-        near = _homes(section) or difflib.get_close_matches(section, SECTIONS, n=1, cutoff=0.5)
+        nearly, loosely = (difflib.get_close_matches(section, SECTIONS, n=1, cutoff=cutoff) for cutoff in (0.9, 0.5))
+        near = nearly or _homes(section) or loosely
         return f"unknown {'section' if key else 'section or key'} ({_remedy(near, list(SECTIONS))})"
     near = _homes(key) or difflib.get_close_matches(key, SECTIONS[section], n=1, cutoff=0.5)
     return f"unknown key ({_remedy(near, list(SECTIONS[section]))})"

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from poolserver import config, process, signals
+from poolserver import config, datagrams, process, signals
 from poolserver.adapter import LaneServer, pass_over_stock_mixins
 from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
@@ -24,7 +24,7 @@ from poolserver.door import Register
 from poolserver.errors import ConfigError
 from poolserver.generation import Generation, allowance_of, terms_of
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
-from poolserver.listener import Listener, Options, adopt, defer_accept
+from poolserver.listener import Listener, Options, adopt
 from poolserver.master import Master
 from poolserver.parties import Spawn
 from poolserver.pool import Pool
@@ -33,6 +33,7 @@ from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Config, Timeouts
 from poolserver.service import ResidentSpawn, forking_spawn, stayers
 from poolserver.shared_socket import SharedSocket
+from poolserver.socket_options import defer_accept
 from poolserver.states import Policy
 from poolserver.tally import Tally
 from poolserver.values import available_cores
@@ -271,8 +272,7 @@ def _shared(server: PoolMixIn, options: Options) -> Iterator[Listener]:
     own = server.socket
     timeout = own.gettimeout()
     listener = adopt(own, options)
-    shared = SharedSocket.over(own)
-    server.socket = shared
+    server.socket = datagrams.shared(own)
     try:
         yield listener
     finally:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, console, generation, handlers, log, process, signals
+from poolserver import config, console, generation, handlers, log, process, shortage, signals
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
 from poolserver.console import Console
@@ -21,17 +21,20 @@ from poolserver.errors import ConfigError, UsageError
 from poolserver.events import Start
 from poolserver.generation import Generation, Succession, allowance_of, policy_of
 from poolserver.handover import Pairs
+from poolserver.herald import Health, Herald
 from poolserver.listener import Listener
 from poolserver.master import Master
 from poolserver.metrics import Observer
 from poolserver.parties import Attendant, Spawn, WorkerHandle
 from poolserver.pool import Pool
+from poolserver.privileges import Account
 from poolserver.recycling import Recycler
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
 from poolserver.states import WorkerState
 from poolserver.station import Terms
+from poolserver.systemd import Manager
 from poolserver.tally import Tally
 from poolserver.vigil import Vigil
 from poolserver.worker import Seat, Worker, never_accepted
@@ -40,7 +43,7 @@ _log = logging.getLogger("poolserver")
 
 
 def serve(
-    handler: str | type,
+    handler: str | Callable[..., object],
     bind: str | Sequence[str] = "tcp://127.0.0.1:20000",
     workers: int | Literal["auto"] = "auto",
     threads: int = 8,
@@ -49,7 +52,7 @@ def serve(
     """Serve ``handler`` as ``poolserver run`` does, until a signal ends it. Call it from the main thread.
 
     Args:
-        handler: ``"package.module:attribute"``, or the class itself.
+        handler: ``"package.module:attribute"``, or the class or function itself.
         bind: One bind URL or several.
         workers: Worker processes; ``"auto"`` = the cores available, 0 = everything in this process.
         threads: Lanes in each worker.
@@ -67,12 +70,14 @@ def serve(
     run(lambda: config.from_sections(given), None if isinstance(handler, str) else handler)
 
 
-def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_process: bool = False) -> None:
+def run(
+    read: Callable[[], Loaded], handler: Callable[..., object] | None = None, *, is_whole_process: bool = False
+) -> None:
     """Serve until told to stop.
 
     Args:
         read: Gives the configuration; called again at each reload.
-        handler: The class, where the caller has it already.
+        handler: The class or function, where the caller has it already.
         is_whole_process: Nothing else goes on in this process, before or after.
 
     Raises:
@@ -85,22 +90,45 @@ def run(read: Callable[[], Loaded], handler: type | None = None, *, is_whole_pro
     if not (settings.server.handler or settings.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
     log.keep_standard_descriptors()
+    with Manager.taken_from_environment() as manager, _umask(settings.server.umask):
+        _run(loaded, read, handler, manager, is_whole_process=is_whole_process)
+
+
+def _run(
+    loaded: Loaded,
+    read: Callable[[], Loaded],
+    handler: Callable[..., object] | None,
+    manager: Manager,
+    *,
+    is_whole_process: bool,
+) -> None:
+    settings = loaded.config
+    account = Account.named(settings.server.user, settings.server.group)
+    if account is not None:
+        account.refuse_unreachable()
     _change_directory(settings.server.chdir)
-    log.configure(settings.log.level, settings.log.file)
+    environ = config.environment()
+    journal = environ.get("JOURNAL_STREAM", "")
+    log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
     log.introduce("master", settings.server.service_name)
-    served = _loaded_here(settings, handler)  # while TERM and INT still simply end us: an import may hang
+    shortage.raise_limit()
+    # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
+    served = _loaded_here(settings, handler) if account is None else None
     inbox: signals.Inbox[Command] = signals.Inbox.open()
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    operated = console.opened(settings.control, settings.server.service_name, config.environment())
+    operated = console.opened(settings, environ)
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
-    with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served) as succession:
-        _supervise(succession, inbox, desk)
+    with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served, manager) as succession:
+        if account is not None:
+            account.become()
+            succession.preload(_loaded_here(settings, handler))
+        _supervise(succession, inbox, desk, manager)
 
 
-def _loaded_here(settings: Config, handler: type | None) -> handlers.Service | None:
+def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> handlers.Service | None:
     """What is served, where it is imported in this process, once for all; None: each worker imports it."""
     section = settings.server
     if handler is not None:
@@ -121,8 +149,8 @@ def forking_spawn(
     listeners: Callable[[], Iterable[Listener]] = tuple,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; its copies of inbox and control socket, which are the master's; and
-    those of ``listeners`` that its generation does not have, or their addresses would never be free."""
+    or it would never report the master's death; its copies of inbox and console, which are the master's; and those
+    of ``listeners`` that its generation does not have, or their addresses would never be free."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
     pairs = Pairs.open()
 
@@ -141,8 +169,8 @@ def forking_spawn(
                 if listener.socket not in own:
                     listener.socket.close()
             generation.use_log()
-            control = desk.socket.listener if desk is not None else None
-            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, control, stacks_fd)
+            others = desk.listeners if desk is not None else ()
+            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, others, stacks_fd)
             return Worker(seat, generation, board.quarters(berth), register, pairs).run()
 
         with desk.worker_pipe(start.serial) if desk is not None else contextlib.nullcontext(-1) as stacks_fd:
@@ -197,7 +225,7 @@ class ResidentSpawn:
             self._crew.door.change(terms.limits)
 
 
-def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console | None) -> None:
+def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console, manager: Manager) -> None:
     board, register = Scoreboard.create(), Register.create()
     policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
@@ -220,6 +248,8 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
     ]
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
+        observer = _observer(succession, register, board)
+        herald = Herald(manager, pool, Health(0.0), lambda now: observer.snapshot(pool, master.roster(), now))
         master = Master(
             pool,
             spawn,
@@ -230,12 +260,10 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=attendants,
+            attendants=[*attendants, desk, *([herald] if manager.notify_address else [])],
         )
-        if desk is not None:
-            attendants.append(desk)
-            master.report_to(desk)
-            desk.connect(pool, master, _observer(succession, register, board))
+        master.report_to(desk)
+        desk.connect(pool, master, observer)
         master.run()
         if policy.resident:
             succession.present.leave()
@@ -309,6 +337,16 @@ def _close_streams(listeners: Sequence[Listener], board: Scoreboard) -> None:
     for listener in listeners:
         if listener.is_stream:
             listener.close()
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """For the block, and every process that is forked in it."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _change_directory(path: str) -> None:

@@ -3,14 +3,10 @@
 import functools
 import logging
 import os
-import select
 import socket
-from typing import Any
+from typing import Any, Self
 
 from poolserver.failures import log_line
-
-SEND_PATIENCE = 1
-"""Seconds that an answer by datagram waits for room in the send buffer; then the handler sees BlockingIOError."""
 
 
 class SharedSocket(socket.socket):
@@ -31,7 +27,7 @@ class SharedSocket(socket.socket):
         return super().type
 
     @classmethod
-    def over(cls, listener: socket.socket) -> "SharedSocket":
+    def over(cls, listener: socket.socket) -> Self:
         """A second descriptor of the same open file. ``release`` closes it."""
         return cls(listener.family, listener.type, listener.proto, fileno=os.dup(listener.fileno()))
 
@@ -60,18 +56,6 @@ class SharedSocket(socket.socket):
 
     def close(self) -> None:
         log_line(logging.ERROR, "a handler tried to close a listener: refused; server.shutdown() stops the service")
-
-    def sendto(self, data: Any, *args: Any) -> int:
-        """As ever; without an address (an unnamed Unix peer) there is nobody to answer."""
-        if not args[-1]:
-            return len(data)
-        try:
-            return super().sendto(data, *args)
-        except BlockingIOError:
-            poller = select.poll()  # a full send buffer: a handler expects a socket that waits
-            poller.register(self, select.POLLOUT)
-            poller.poll(SEND_PATIENCE * 1000)
-            return super().sendto(data, *args)
 
     def release(self) -> None:
         """Close this descriptor: for its owner."""

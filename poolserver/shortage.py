@@ -1,7 +1,9 @@
-"""Out of descriptors or memory: how the lanes of one crew hold back and say so once."""
+"""Out of descriptors or memory: how the lanes of one crew hold back and say so once. And how many there are."""
 
 import errno
 import logging
+import math
+import resource
 import threading
 import time
 
@@ -15,6 +17,21 @@ RELIEF = 1.0
 and each that is taken begins the next."""
 
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def raise_limit() -> None:
+    """Let this process and its workers have as many descriptors as they may. Source: setrlimit(2) RLIMIT_NOFILE."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError) as error:
+        _log.warning("the limit of descriptors stays as it is: %s", error)
+
+
+def most_descriptors() -> float:
+    """The hard limit of a process; infinite where there is none."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if most == resource.RLIM_INFINITY else most
 
 
 class Shortage:

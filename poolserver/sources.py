@@ -63,7 +63,8 @@ class SourceTable:
         words = memoryview(memory).cast("Q")
         fields = [words[start : start + ENTRIES] for start in range(0, _FIELDS * ENTRIES, ENTRIES)]
         self._memory = memory
-        self._no_ban_after = words[_FIELDS * ENTRIES :]
+        self.last_ban = words[_FIELDS * ENTRIES :]
+        """One word: when the last of all bans ends. Nearly always nobody is banned, and need not be looked for."""
         # Digests come first: where one is found in the memory says which entry it is.
         self._digests, self._high, self._low, self._used, self._arrivals, self._strikes, self._bans, self._refused = (
             fields
@@ -81,9 +82,12 @@ class SourceTable:
         arrival moves it by an interval; it may lie ``burst`` intervals ahead. Those refused move nothing, so that a
         source that keeps pushing still gets its rate. Source: ITU-T I.371, virtual scheduling.
         """
-        entry = self._entry(source, now_ns)
-        if entry < 0:
+        # `_entry` once more: a call of a function costs as much as what it does here.
+        start = source.number % _BUCKETS * _BUCKET_BYTES
+        entry = self._memory.find(source.digest, start, start + _BUCKET_BYTES) >> 3
+        if entry < 0 and (entry := self._taken(source, now_ns)) < 0:
             return True
+        self._used[entry] = now_ns
         arrivals, number, most = self._arrivals, source.number, burst * interval_ns
         seen = arrivals[entry]
         ahead = (seen ^ number) - now_ns
@@ -121,8 +125,6 @@ class SourceTable:
 
     def banned(self, source: Source, now_ns: int, *, heeds_rehearsal: bool = False) -> bool:
         """Whether a ban on ``source`` stands."""
-        if now_ns >= self._no_ban_after[0]:
-            return False  # nobody is banned: nearly always, so look no further
         entry = self._find(source)
         if entry < 0:
             return False
@@ -180,8 +182,7 @@ class SourceTable:
 
     def _entry(self, source: Source, now_ns: int) -> int:
         """The source's entry, made now if need be; -1 when its bucket has no room."""
-        start = source.number % _BUCKETS * _BUCKET_BYTES  # `_find`, without a call: on each connection's way
-        entry = self._memory.find(source.digest, start, start + _BUCKET_BYTES) >> 3
+        entry = self._find(source)
         if entry < 0:
             entry = self._taken(source, now_ns)
         if entry >= 0:
@@ -219,7 +220,7 @@ class SourceTable:
             return
         # Before the ban, for it to be seen. Of two processes that are here at once the shorter ban may stay here, which
         # ends the longer with it; but bans of one configuration are equally long.
-        self._no_ban_after[0] = max(self._no_ban_after[0], until)
+        self.last_ban[0] = max(self.last_ban[0], until)
         self._bans[entry] = until ^ number
 
     def _key(self, entry: int) -> bytes:

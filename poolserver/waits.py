@@ -5,6 +5,8 @@ FreeBSD's accept filters are the model. Source: accf_data(9), accf_http(9).
 
 import enum
 
+from poolserver.proxy_protocol import MalformedError, parse
+
 
 class Wait(enum.StrEnum):
     """What is waited for; the values are the configuration's words."""
@@ -15,13 +17,21 @@ class Wait(enum.StrEnum):
     HTTP = "http"  # a complete request head
 
 
+class Step(enum.StrEnum):
+    """What comes on a connection before its handler, in this order; admission is between the first two."""
+
+    HEADER = "header"  # of the PROXY protocol
+    HANDSHAKE = "handshake"  # of TLS
+    REQUEST = "request"  # what a Wait says
+
+
 class Verdict(enum.Enum):
     """How far a connection is."""
 
     SILENT = "silent"  # nothing unread
     PARTIAL = "partial"
     COMPLETE = "complete"
-    ENDED = "ended"  # no more will come: the handler is to see it
+    ENDED = "ended"  # nothing unread, and no more will come: the handler is to see it
     TOO_LONG = "too long"
     RESET = "reset"
 
@@ -41,17 +51,24 @@ def judge(wait: Wait, octets: bytes, most: int) -> Verdict:
     return Verdict.TOO_LONG if len(octets) >= most else Verdict.PARTIAL
 
 
+def judge_header(mode: str, octets: bytes) -> Verdict:
+    """Say whether a PROXY header is there, or what cannot become one: that is for a lane to refuse."""
+    try:
+        return Verdict.COMPLETE if parse(octets, mode) else Verdict.PARTIAL
+    except MalformedError:
+        return Verdict.COMPLETE
+
+
 def _has_head(octets: bytes) -> bool:
     """Whether an HTTP request head is complete, as ``http.server`` reads it: up to an empty line, ended by CR LF or LF.
 
-    A first line that is no request is answered by itself.
+    A first line that it answers by itself is one, too; for any other it would wait in a lane.
     """
     end = octets.find(b"\n")
     if end < 0:
         return False
     if octets.find(b"\n\r\n", end) >= 0 or octets.find(b"\n\n", end) >= 0:
         return True
-    words = octets[:end].split()
-    return not (
-        (len(words) == 3 and words[2].startswith(b"HTTP/1")) or (len(words) == 2 and words[0] == b"GET")  # HTTP/0.9
-    )
+    words = octets[:end].decode("latin-1").split()  # as it does: there are more blanks than in bytes.split
+    is_old = len(words) == 2 and words[0] == "GET"
+    return not (is_old or (len(words) == 3 and words[2].startswith("HTTP/")))

@@ -46,6 +46,7 @@ class Wakeups(Generic[T]):
         self._epoll.register(self.stop_fd, select.EPOLLIN)  # level-triggered and never read: it wakes every lane
         self._wait = self._epoll.poll
         self._parking = self._epoll
+        self._parted = select.epoll()  # made now, since parked connections may have used up the descriptors by then
 
     def wait(self, seconds: float) -> T | int | None:
         """What woke this lane within ``seconds``: a post to look at, the descriptor of a parked connection, or
@@ -66,16 +67,24 @@ class Wakeups(Generic[T]):
 
     def unwatch(self, fd: int) -> None:
         """Before the descriptor is closed: one whose file lives on in another process would go on telling."""
-        self._parking.unregister(fd)
+        try:
+            self._parking.unregister(fd)
+        except OSError:
+            pass  # closed already, by a thread of its handler
 
     def part(self, parked: Iterable[int]) -> None:
         """For lanes that are to leave: from now on parked connections, and what is passed on, alone wake them, in
-        ``wait_parked``."""
-        self._parking = select.epoll()
-        self._parking.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
+        ``wait_parked``. What comes to posts wakes other workers."""
+        for fd in self._posts:
+            self.unwatch(fd)
+        self._parted.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
         for fd in parked:
-            self._epoll.unregister(fd)
-            self._parking.register(fd, _PARKED)
+            self.unwatch(fd)
+            try:
+                self._parted.register(fd, _PARKED)
+            except OSError:
+                pass  # likewise: it is found at its limit
+        self._parking = self._parted
 
     def wait_parked(self, seconds: float) -> T | int | None:
         """As ``wait``, after ``part``."""
@@ -108,6 +117,15 @@ class Wakeups(Generic[T]):
         self._again.append(post)
         os.eventfd_write(self._again_fd, 1)
 
+    def take_back(self) -> list[T]:
+        """All that was passed on and that no lane has taken."""
+        taken = []
+        try:
+            while True:
+                taken.append(self._again.popleft())
+        except IndexError:
+            return taken
+
     @property
     def has_passed_on(self) -> bool:
         """Whether something waits for a lane that has time."""
@@ -138,7 +156,7 @@ class Wakeups(Generic[T]):
     def close(self) -> None:
         """Give the descriptors back, once no lane is left to use them."""
         self._epoll.close()
-        self._parking.close()
+        self._parted.close()
         os.close(self.stop_fd)
         os.close(self._again_fd)
 

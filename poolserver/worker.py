@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from poolserver import log, process, signals, stacks
@@ -62,8 +62,8 @@ class Seat:
     report_fd: int
     is_canary: bool = False
     """It boots ahead of its generation, and accepts only once it is told to."""
-    control: Listener | None = None
-    """The control socket: who leaves last when the master is dead removes its file."""
+    others: Sequence[Listener] = ()
+    """The control socket's, for one: who leaves last when the master is dead removes its file."""
     stacks_fd: int = -1
     """Where its stacks go when somebody asks; -1: nobody can."""
 
@@ -175,8 +175,7 @@ class Worker:
         for station in stations:
             if isinstance(station.server.socket, SharedSocket):
                 station.server.socket.release()
-        control = [self._seat.control] if self._seat.control is not None else []
-        for listener in [*self._generation.listeners, *control]:
+        for listener in [*self._generation.listeners, *self._seat.others]:
             listener.abandon()
 
     def _wait_for_burial(self) -> None:

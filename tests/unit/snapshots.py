@@ -53,6 +53,7 @@ def snapshot(**others: Any) -> Snapshot:
         "stress": False,
         "workers": [worker(0, 100), worker(1, 101)],
         "totals": totals,
+        "durations": {"bounds": [0.1, 1.0], "counts": [0, 0, 0], "sum": 0.0},
         "sources": [],
         "last_reload": None,
     }
