@@ -1,6 +1,7 @@
 """``poolserver check``: everything that ``run`` would need, tried without serving, and hazards worth knowing."""
 
 import ipaddress
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,9 @@ from poolserver import handlers, log
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
-from poolserver.errors import ConfigError
+from poolserver.errors import ConfigError, PoolserverError
 from poolserver.networks import Networks, source_of
+from poolserver.privileges import Account
 from poolserver.sections import Config
 from poolserver.shortage import most_descriptors
 
@@ -29,11 +31,13 @@ class Report:
 
 
 def examine(loaded: Loaded) -> Report:
-    """Try what can be tried: addresses parse, the handler imports and fits them, folders are there."""
+    """Try what can be tried: addresses parse, folders are there, the handler imports and fits the addresses.
+
+    The handler is tried as the user that it is to run as, who this process then is."""
     settings = loaded.config
     report = Report(effective(loaded))
+    account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
-    _try_handler(settings, addresses, report)
     for is_usable in (lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)):
         try:
             is_usable()
@@ -46,7 +50,43 @@ def examine(loaded: Loaded) -> Report:
     if settings.log.file and not Path(settings.log.file).parent.is_dir():
         report.problems.append(f"log.file: the folder of {settings.log.file} does not exist")
     report.hazards = list(_hazards(settings, addresses))
+    if account is not None:
+        report.hazards += _account_hazards(settings, addresses, account)
+        account.become()  # for good: what root could import says nothing
+    _try_handler(settings, addresses, report)
     return report
+
+
+def _account(settings: Config, report: Report) -> Account | None:
+    """Whom ``run`` would become, where it could."""
+    try:
+        account = Account.named(settings.server.user, settings.server.group)
+        if account is not None:
+            account.refuse_unreachable()
+        return account
+    except PoolserverError as error:
+        report.problems.append(str(error))
+        return None
+
+
+def _account_hazards(settings: Config, addresses: list[Address], account: Account) -> Iterator[str]:
+    """What only root can do, and nobody is root any more once it serves."""
+    if account.uid == 0:
+        yield "server.user: without one, processes that start as root stay root, whatever server.group is"
+        return
+    library = Path(os.__file__).parent
+    if not account.may_read(library):
+        yield f"server.user: {account.name} may not read {library}: handlers can import only what is loaded already"
+    first = _sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start") or 0
+    low = [address.url for address in addresses if isinstance(address.sockaddr, tuple) and address.sockaddr[1] < first]
+    if low:
+        yield f"{low[0]}: only root can bind it: after a reload or upgrade that moves it, a restart is needed"
+    files = {"log.file": settings.log.file}
+    files |= {address.url: str(address.sockaddr) for address in addresses if address.has_file}
+    for what, path in files.items():
+        if path and not account.may_write(Path(path).parent):
+            verb = "make it anew after a rotation" if what == "log.file" else "remove it at the end"
+            yield f"{what}: {account.name} may not write in {Path(path).parent}, and so cannot {verb}"
 
 
 def _parsed(url: str, report: Report) -> list[Address]:
@@ -76,6 +116,8 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
     if not settings.timeouts.idle:
         yield "timeouts.idle is off: a client that falls silent holds its lane for ever"
     yield from _limit_hazards(settings, addresses)
+    if settings.proxy_protocol.mode != "off":
+        yield from _proxy_hazards(settings.proxy_protocol.trusted, addresses)
     yield from _parking_hazards(settings)
     if settings.socket.receive_buffer:
         most = _sysctl("/proc/sys/net/core/rmem_max")
@@ -95,10 +137,12 @@ def _limit_hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
     if limits.per_source >= lanes:
         yield f"limits.per_source = {limits.per_source} is not below the number of lanes, {lanes}: it shields nobody"
     by_source = [name for name in ("per_source", "rate_per_source") if getattr(limits, name)]
-    if by_source and _sees_proxies_only(addresses, limits.exempt):
+    knows_clients = settings.proxy_protocol.mode != "off"
+    if by_source and not knows_clients and _sees_proxies_only(addresses, limits.exempt):
         yield (
             f"limits.{by_source[0]}: every listener is local, and all clients of a local proxy count as one source: "
-            "limit them there, and exempt the proxy here (limits.exempt) where it connects by TCP"
+            "have it say who they are ([proxy_protocol]), or limit them there, and exempt the proxy here "
+            "(limits.exempt) where it connects by TCP"
         )
 
 
@@ -110,6 +154,15 @@ def _parking_hazards(settings: Config) -> Iterator[str]:
             f"parking.max_parked = {settings.parking.max_parked}: a worker may need {needed} descriptors and has at "
             f"most {most}: raise LimitNOFILE, or accepting will pause"
         )
+
+
+def _proxy_hazards(trusted: Iterable[str], addresses: list[Address]) -> Iterator[str]:
+    for network in trusted:
+        if network.endswith("/0"):
+            yield f"proxy_protocol.trusted: {network} is everybody: whoever connects can claim any address"
+    for address in addresses:
+        if not (address.is_stream or address.fd >= 0):
+            yield f"proxy_protocol: {address.url} takes datagrams as they are: their senders may be proxies"
 
 
 def _sees_proxies_only(addresses: list[Address], exempt: Iterable[str]) -> bool:

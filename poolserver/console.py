@@ -25,6 +25,7 @@ from poolserver.inquiry import Inquiry
 from poolserver.listener import Listener, Options
 from poolserver.metrics import Observer
 from poolserver.pool import Pool
+from poolserver.privileges import Account
 from poolserver.process import Process
 from poolserver.scoreboard import Berth
 from poolserver.sections import Config
@@ -158,7 +159,8 @@ def opened(settings: Config, environ: Mapping[str, str]) -> Iterator[Console]:
         SystemRefusedError: it cannot be bound; or as ``control.opened``.
     """
     name, section = settings.server.service_name, settings.control
-    with control.opened(section.socket, name, section.mode, environ) as asked, _metrics(settings) as metrics:
+    owner = Account.named(settings.server.user, settings.server.group)
+    with control.opened(section.socket, name, section.mode, environ, owner) as asked, _metrics(settings) as metrics:
         console = Console(name, asked, metrics)
         try:
             yield console

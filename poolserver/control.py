@@ -25,6 +25,7 @@ from poolserver.commands import CONTROL_COMMANDS
 from poolserver.errors import PoolserverError, SystemRefusedError
 from poolserver.events import Asked, Event
 from poolserver.listener import Listener, Options
+from poolserver.privileges import Account
 from poolserver.remote import Server
 
 _log = logging.getLogger("poolserver")
@@ -281,7 +282,9 @@ def _is_allowed(sock: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def opened(configured: str, name: str, mode: int, environ: Mapping[str, str]) -> Iterator[ControlSocket]:
+def opened(
+    configured: str, name: str, mode: int, environ: Mapping[str, str], owner: Account | None = None
+) -> Iterator[ControlSocket]:
     """A control socket for the block; its file is removed after it. A stale file is replaced, a live server never.
 
     Args:
@@ -290,25 +293,26 @@ def opened(configured: str, name: str, mode: int, environ: Mapping[str, str]) ->
         name: The server's.
         mode: The file's permissions.
         environ: Where default paths begin.
+        owner: Whose its file is to be; None = ours.
 
     Raises:
         SystemRefusedError: a server answers there already, which is named; or the configured path cannot be used.
     """
-    control = ControlSocket(_bound(configured, name, mode, environ), name)
+    control = ControlSocket(_bound(configured, name, mode, environ, owner), name)
     try:
         yield control
     finally:
         control.close()
 
 
-def _bound(configured: str, name: str, mode: int, environ: Mapping[str, str]) -> Listener | None:
+def _bound(configured: str, name: str, mode: int, environ: Mapping[str, str], owner: Account | None) -> Listener | None:
     path = Path(configured) if configured else rendezvous.default_path(name, environ, os.geteuid())
     try:
         if len(os.fsencode(path)) > MAX_PATH_BYTES:
             raise SystemRefusedError(f"{path} is longer than the {MAX_PATH_BYTES} bytes that a socket's path may have")
         if not configured:
-            rendezvous.make_folder(path.parent)
-        (listener,) = bind_all([f"unix:{path}"], Options(backlog=BACKLOG, unix_mode=mode))
+            rendezvous.make_folder(path.parent, for_another=owner is not None)
+        (listener,) = bind_all([f"unix:{path}"], Options(backlog=BACKLOG, unix_mode=mode, owner=owner))
     except (OSError, PoolserverError) as error:
         if who := _owner_of(path):
             text = f"{who} answers at {path} already: give this one another server.name, or its own control.socket"

@@ -18,6 +18,7 @@ from pathlib import Path
 from poolserver.address import Address
 from poolserver.errors import SystemRefusedError
 from poolserver.holders import who_holds
+from poolserver.privileges import Account, made_for
 from poolserver.socket_options import defer_accept, set_idle_timeout, set_receive_buffer
 from poolserver.unix_path import claimed, unlink_if_ours, unlink_if_stale
 
@@ -30,7 +31,7 @@ where the kernel's default takes more than two hours."""
 
 @dataclass(frozen=True)
 class Options:
-    """The section ``[socket]`` and the idle time-out, as narrow values.
+    """The section ``[socket]``, the idle time-out, and who owns the files of Unix sockets, as narrow values.
 
     Times in seconds, sizes in bytes; 0 = leave it.
     """
@@ -45,6 +46,7 @@ class Options:
     receive_buffer: int = 0
     unix_mode: int = 0o660
     idle_timeout: float = 60.0
+    owner: Account | None = None
 
 
 @dataclass
@@ -206,12 +208,15 @@ def _bound(address: Address, options: Options) -> tuple[Address, socket.socket]:
 def _bind_path(address: Address, options: Options) -> Listener:
     """Replace a stale file, never a live one. The directory's lock keeps two starters from judging at once."""
     path = str(address.sockaddr)
-    with claimed(path):
-        bound, sock = _bound(address, options)
-        Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
-        listener = Listener(bound, sock, options)
-        listener.note_file()
-    return listener
+
+    def make() -> Listener:
+        with claimed(path):
+            listener = Listener(*_bound(address, options), options)
+            Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
+            listener.note_file()
+        return listener
+
+    return made_for(options.owner, path, make)
 
 
 def _drop_all(sock: socket.socket) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import setproctitle
 
 from poolserver.errors import ConfigError
+from poolserver.privileges import Account, made_for
 
 LOGGER = "poolserver"
 
@@ -50,9 +51,10 @@ class LineHandler(logging.Handler):
     Lines that cannot be written are counted, and the count is said when one can be.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owner: Account | None = None) -> None:
         super().__init__()
         self._path = path
+        self._owner = owner
         self._lost = 0
         self._is_journal = not path and _is_journal(2)
         self._fd = self._open()
@@ -118,7 +120,8 @@ class LineHandler(logging.Handler):
     def _open(self) -> int:
         if not self._path:
             return _own_copy(2)
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        fd = made_for(self._owner, self._path, lambda: os.open(self._path, flags, 0o640))
         try:
             return _own_copy(fd)
         finally:
@@ -169,22 +172,23 @@ def formatter(kind: str) -> logging.Formatter:
     return made
 
 
-def opened(path: str, kind: str = "text") -> LineHandler:
-    """A handler for the file ``path``, or for standard error if it is empty; for lines of this ``kind``.
+def opened(path: str, kind: str = "text", owner: Account | None = None) -> LineHandler:
+    """A handler for the file ``path``, which is to be ``owner``'s, or for standard error if it is empty; for lines of
+    this ``kind``.
 
     Raises:
         ConfigError: the file cannot be opened, or the extra for this kind is missing.
     """
     lines = formatter(kind)
     try:
-        handler = LineHandler(path)
+        handler = LineHandler(path, owner)
     except OSError as error:
         raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
     handler.setFormatter(lines)
     return handler
 
 
-def configure(level: str, path: str, kind: str, journal: str) -> None:
+def configure(level: str, path: str, kind: str, journal: str, owner: Account | None = None) -> None:
     """Send the log of this daemon to ``path``, or to standard error if it is empty.
 
     Args:
@@ -193,13 +197,14 @@ def configure(level: str, path: str, kind: str, journal: str) -> None:
         kind: ``text`` or ``json``.
         journal: The variable JOURNAL_STREAM: where standard error is the journal, lines begin with their priority.
             Source: systemd.exec(5), sd-daemon(3).
+        owner: Whose the file is to be.
 
     Raises:
         ConfigError: as ``opened``.
     """
     global _journal
     _journal = journal
-    use(opened(path, kind), level)
+    use(opened(path, kind, owner), level)
 
 
 def _is_journal(fd: int) -> bool:

@@ -118,6 +118,11 @@ class Account:
         shift = 6 if found.st_uid == self.uid else 3 if found.st_gid in (self.gid, *self.groups) else 0
         return self.uid == 0 or found.st_mode >> shift & 0o3 == 0o3
 
+    def may_read(self, folder: Path) -> bool:
+        """Whether it can read what is there, tried with its rights."""
+        with self.assumed():
+            return os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+
     def _prove(self) -> None:
         has = (*os.getresuid(), *os.getresgid())
         if os.geteuid() != 0 and has != (self.uid,) * 3 + (self.gid,) * 3:
@@ -146,21 +151,22 @@ def made_for(owner: Account | None, path: str, make: Callable[[], Made]) -> Made
         with owner.assumed():
             return make()
     except PermissionError:
-        if os.geteuid() != 0 or not _is_roots_alone(path):
+        if os.geteuid() != 0 or not _is_roots_alone(path, owner):
             raise
     made = make()
     os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
     return made
 
 
-def _is_roots_alone(path: str) -> bool:
-    """Whether nobody but root can have decided what is at ``path``, now or in a moment.
+def _is_roots_alone(path: str, owner: Account) -> bool:
+    """Whether nobody but root can have decided what is at ``path``, now or in a moment; a file of the owner's own does
+    no harm.
 
     Source: what sshd(8) asks of the folders of a key file."""
     written = Path(path).absolute().parent
     meant = written.resolve()
     try:
-        is_plain = not os.path.lexists(path) or _is_plain(os.lstat(path))
+        is_plain = not os.path.lexists(path) or _is_plain(os.lstat(path), owner)
         return is_plain and all(map(_is_safe, {written, *written.parents, meant, *meant.parents}))
     except OSError:
         return False
@@ -172,8 +178,8 @@ def _is_safe(folder: Path) -> bool:
     return found.st_uid == 0 and (stat.S_ISLNK(found.st_mode) or not is_shared)
 
 
-def _is_plain(found: os.stat_result) -> bool:
-    return found.st_uid == 0 and found.st_nlink == 1 and not stat.S_ISLNK(found.st_mode)
+def _is_plain(found: os.stat_result, owner: Account) -> bool:
+    return found.st_uid in (0, owner.uid) and found.st_nlink == 1 and not stat.S_ISLNK(found.st_mode)
 
 
 def _close_inherited() -> None:
