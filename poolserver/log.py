@@ -11,6 +11,7 @@ import re
 import select
 import sys
 import time
+from collections.abc import Callable
 
 import setproctitle
 
@@ -33,7 +34,11 @@ _MARGINAL = re.compile(r" |Traceback |(?!poolserver:)[A-Za-z_][\w.]*(:|$)")
 """What may begin a line that is not the first of its record; a record begins with digits, an ``announce``d line with
 our name."""
 
+Announce = Callable[[str], None]
+"""Tells whoever waits for it, in one line, that the pool serves."""
+
 _speaker = "poolserver"
+_has_standard_streams = False
 _handler: "LineHandler | None" = None
 
 
@@ -65,6 +70,7 @@ class LineHandler(logging.Handler):
             return
         old, self._fd = self._fd, fresh
         os.close(old)
+        self.follow()
 
     def write(self, text: str) -> None:
         """One line, or the reason why it cannot be written.
@@ -74,6 +80,12 @@ class LineHandler(logging.Handler):
         """
         record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
         _write(self._fd, f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+
+    def follow(self) -> None:
+        """In a daemon, have standard output and error go where the log goes: what handlers print, and last words."""
+        if _has_standard_streams and self._path:
+            os.dup2(self._fd, 1)
+            os.dup2(self._fd, 2)
 
     def close(self) -> None:
         """Give the descriptor back: another handler has taken over."""
@@ -167,6 +179,13 @@ def use(handler: LineHandler, level: str) -> None:
         _handler.close()
     logging.raiseExceptions = False  # a log that fails must not print about it
     _handler = handler
+    handler.follow()
+
+
+def take_standard_streams() -> None:
+    """From the next ``use`` on, the log's file gets them too: a daemon's lead nowhere."""
+    global _has_standard_streams
+    _has_standard_streams = True
 
 
 def reopen() -> None:
@@ -197,8 +216,9 @@ def keep_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115 - for the process's whole life
 
 
 def _write(fd: int, octets: bytes) -> None:

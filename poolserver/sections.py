@@ -77,6 +77,8 @@ class Server(Section):
     group: Text = ""
     umask: OctalMode = Mode(0o027)
     chdir: AnchoredPath = ""
+    pidfile: AnchoredPath = ""
+    daemonize: bool = False
 
     @property
     def service_name(self) -> str:

@@ -15,9 +15,10 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli top trends whereabouts tables check __init__ exporter server service herald console companion
-    control metrics queues rendezvous remote master resident worker generation handlers functions crew attendant
-    deadlines mending here lane handling handover park parked conversation shortage station door wakeups waits adapter
+    __main__ cli top trends whereabouts tables check __init__ exporter server service surroundings daemonize pidfile
+    herald console companion control metrics queues rendezvous remote master resident worker generation handlers
+    functions crew attendant deadlines mending here lane handling handover park parked conversation shortage station
+    door wakeups waits adapter
     binding listener systemd tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry
     stacks signals failures log privileges config sections values admission sources claims networks scoreboard rows
     pool fates roster reload tally repeats snapshot events states commands errors
@@ -37,7 +38,7 @@ HOMES = {
     "os.setresuid": {"privileges"},
     "os.setresgid": {"privileges"},
     "os.setgroups": {"privileges"},
-    "os.umask": {"service"},
+    "os.umask": {"surroundings"},
     "signal.signal": {"signals"},
     "signal.set_wakeup_fd": {"signals"},
     "signal.pthread_sigmask": {"signals"},
