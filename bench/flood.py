@@ -16,7 +16,6 @@ Sections:
 
 import socket
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,14 +26,14 @@ import siege
 from contestants import Contestant, poolserver
 from report import Limit, Row
 from rounds import Load, Progress, alternate
-from running import BenchError, Running
+from running import Running
 from speed import ONE_LINE, Comparison, check_clock, compared, figures_of_each
 
 EVERY_LIMIT = Limit(1.10)
 REFUSAL = Limit(0.60)
 SHAPE = (2, 8)
 NETWORKS = 5000  # in each of two lists: as much as an operator could paste from a block list
-REFUSED_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 10.0
 
 NOTHING = "no limits"
 COMPARISONS = (
@@ -47,7 +46,8 @@ COMPARISONS = (
 
 
 def contestants() -> list[Contestant]:
-    """The same service, with limits that refuse nobody, and with limits that refuse everybody."""
+    """The same service, with limits that refuse nobody; and services that refuse everybody, so that it matters not what
+    they would serve, but for the one who is held."""
     lists = {name: ",".join(networks(first)) for name, first in (("deny", 10), ("exempt", 11))}
     limits = [
         "limits.per_source=1000",
@@ -69,7 +69,7 @@ def contestants() -> list[Contestant]:
         poolserver(ONE_LINE, *SHAPE, *limits, label="every limit"),
         poolserver(ONE_LINE, *SHAPE, *limits, *deadlines, label="limits, deadlines"),
         *(
-            poolserver(ONE_LINE, *SHAPE, setting, label=label, load_kind="refusals")
+            poolserver(siege.ECHO, *SHAPE, setting, label=label, load_kind="refusals")
             for label, setting in refusing.items()
         ),
     ]
@@ -98,29 +98,16 @@ def cost(options: Namespace, scratch: Path, progress: Progress) -> Iterator[Row]
 
 
 def occupied(server: Running) -> socket.socket:
-    """The one connection that the limit allows, held: from now on others are refused.
-
-    Raises:
-        BenchError: they are not.
-    """
-    address = ("127.0.0.1", server.port)
-    held = socket.create_connection(address)
-    until = time.monotonic() + REFUSED_TIMEOUT
-    while not is_refused(address):
-        if time.monotonic() > until:
-            raise BenchError(f"{server.label}: it refuses nobody\n{server.log()}")
-    return held
-
-
-def is_refused(address: tuple[str, int]) -> bool:
-    """Whether a connection is reset."""
+    """The one connection that a limit allows, answered and held, if any is: from now on others are refused."""
+    held = socket.socket()
+    held.settimeout(ANSWER_TIMEOUT)
     try:
-        with socket.create_connection(address, REFUSED_TIMEOUT) as probe:
-            probe.sendall(b"\n")
-            probe.recv(1)
+        held.connect(("127.0.0.1", server.port))
+        held.sendall(b"here\n")
+        held.recv(1)
     except ConnectionError:
-        return True
-    return False
+        pass  # denied, like all
+    return held
 
 
 SECTIONS: dict[str, program.Section] = {

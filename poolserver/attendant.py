@@ -99,7 +99,8 @@ class Attendant:
         self.hands_over = hand_over and self._pairs is not None
         self.is_close = True
         patience = min(DRAIN_PATIENCE, self._terms.graceful_timeout)
-        grace = Limits(patience, Outcome.CUT, min(patience, self._limits.head), -math.inf, Outcome.SERVED)
+        head = min(patience, self._limits.head)
+        grace = Limits(patience, Outcome.CUT, head, -math.inf, Outcome.SERVED, header=patience)
         self._limits = grace
         self._next_look = 0.0
         self.look(now)

@@ -2,11 +2,11 @@
 
 import ipaddress
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import handlers
+from poolserver import handlers, log
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
@@ -39,12 +39,13 @@ def examine(loaded: Loaded) -> Report:
     report = Report(effective(loaded))
     account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
-    try:
-        if settings.server.daemonize:
-            refuse_daemon()
-        check_metrics(settings)
-    except ConfigError as error:
-        report.problems.append(str(error))
+    checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)]
+    checks += [refuse_daemon] if settings.server.daemonize else []
+    for is_usable in checks:
+        try:
+            is_usable()
+        except ConfigError as error:
+            report.problems.append(str(error))
     if settings.control.socket and not Path(settings.control.socket).parent.is_dir():
         report.problems.append(f"control.socket: the folder of {settings.control.socket} does not exist")
     if settings.server.chdir and not Path(settings.server.chdir).is_dir():
@@ -120,6 +121,8 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
     if settings.server.daemonize and not settings.log.file:
         yield "server.daemonize without log.file: a daemon has no standard error, and its log is lost"
     yield from _limit_hazards(settings, addresses)
+    if settings.proxy_protocol.mode != "off":
+        yield from _proxy_hazards(settings.proxy_protocol.trusted, addresses)
     yield from _parking_hazards(settings)
     if settings.socket.receive_buffer:
         most = _sysctl("/proc/sys/net/core/rmem_max")
@@ -139,10 +142,12 @@ def _limit_hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
     if limits.per_source >= lanes:
         yield f"limits.per_source = {limits.per_source} is not below the number of lanes, {lanes}: it shields nobody"
     by_source = [name for name in ("per_source", "rate_per_source") if getattr(limits, name)]
-    if by_source and _sees_proxies_only(addresses, limits.exempt):
+    knows_clients = settings.proxy_protocol.mode != "off"
+    if by_source and not knows_clients and _sees_proxies_only(addresses, limits.exempt):
         yield (
             f"limits.{by_source[0]}: every listener is local, and all clients of a local proxy count as one source: "
-            "limit them there, and exempt the proxy here (limits.exempt) where it connects by TCP"
+            "have it say who they are ([proxy_protocol]), or limit them there, and exempt the proxy here "
+            "(limits.exempt) where it connects by TCP"
         )
 
 
@@ -154,6 +159,15 @@ def _parking_hazards(settings: Config) -> Iterator[str]:
             f"parking.max_parked = {settings.parking.max_parked}: a worker may need {needed} descriptors and has at "
             f"most {most}: raise LimitNOFILE, or accepting will pause"
         )
+
+
+def _proxy_hazards(trusted: Iterable[str], addresses: list[Address]) -> Iterator[str]:
+    for network in trusted:
+        if network.endswith("/0"):
+            yield f"proxy_protocol.trusted: {network} is everybody: whoever connects can claim any address"
+    for address in addresses:
+        if not (address.is_stream or address.fd >= 0):
+            yield f"proxy_protocol: {address.url} takes datagrams as they are: their senders may be proxies"
 
 
 def _sees_proxies_only(addresses: list[Address], exempt: Iterable[str]) -> bool:

@@ -72,10 +72,10 @@ class Door:
         self._limits = limits
         self._admission = Admission(limits, register.claims.active, register.connections, register.datagrams)
 
-    def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool) -> bool:
+    def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool, is_accepted: bool = False) -> bool:
         """Whether this connection or datagram is served. If not it is counted and, being a connection, turned away.
 
-        One that is let in has its claim until ``closed``.
+        One that is let in has its claim until ``closed``. ``is_accepted``: it was counted as accepted before.
         """
         if self._is_off:
             return True  # since a reload
@@ -92,7 +92,7 @@ class Door:
         if not verdict.is_enforced:
             row.count(_WOULD[verdict.reason])
             return True
-        row.refuse(_REFUSED[verdict.reason])
+        (row.count if is_accepted else row.refuse)(_REFUSED[verdict.reason])
         if is_stream:
             self._turn_away(request)
         return False

@@ -29,6 +29,14 @@ class WorkerExited:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerSpent:
+    """It has served enough, and is to be replaced when its turn comes. ``why`` is a clause."""
+
+    serial: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForkFailed:
     serial: int
     reason: str
@@ -76,6 +84,7 @@ Event = (
     WorkerBooted
     | WorkerReady
     | WorkerExited
+    | WorkerSpent
     | ForkFailed
     | ListenerLost
     | Prepared

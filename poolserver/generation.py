@@ -1,10 +1,10 @@
 """Generations: what the workers of each serve and on which terms, and how a reload makes the next one.
 
 Runs in the master. A ``Succession`` owns the listeners of the present generation, of the one that is being prepared,
-and those that went but are still served. It decides nothing: ``pool.py`` says when to prepare, commit, abandon and
-withdraw.
+and those that went but are still served. It decides nothing: ``pool.py`` says when it is to do what.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,9 @@ from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
 from poolserver.listener import Listener, Options
+from poolserver.networks import Networks
 from poolserver.privileges import Account
+from poolserver.recycling import Allowance
 from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.sections import Config
 from poolserver.states import Policy
@@ -53,6 +55,16 @@ class Generation:
     terms: Terms
     use_log: Callable[[], None] = lambda: None
     """In a worker: log to where this generation does."""
+    on_start: Callable[[], None] = lambda: None
+    on_stop: Callable[[], None] = lambda: None
+    """``server.worker_start`` and ``worker_stop``, for each worker to call. They may raise ConfigError."""
+
+    def leave(self) -> None:
+        """A worker's last act; whatever ``on_stop`` raises, it leaves."""
+        try:
+            self.on_stop()
+        except ConfigError as error:
+            _log.error("%s", error, extra={"details": error.details})
 
 
 @dataclass(frozen=True)
@@ -244,6 +256,8 @@ class Succession:
             make_stations,
             terms,
             lambda: log.use(log_handler, settings.log.level),
+            functools.partial(handlers.call, settings.server.worker_start, "server.worker_start"),
+            functools.partial(handlers.call, settings.server.worker_stop, "server.worker_stop"),
         )
         return _Draft(loaded, groups, log_handler, generation)
 
@@ -261,10 +275,17 @@ def policy_of(settings: Config) -> Policy:
         max(1, workers),
         timeouts.boot,
         timeouts.graceful,
+        lame_duck_timeout=timeouts.lame_duck,
         resident=workers == 0,
         lanes=settings.pool.threads,
         most_workers=min(MAX_WORKERS, MAX_LANES // settings.pool.threads),
     )
+
+
+def allowance_of(settings: Config) -> Allowance:
+    """The narrow values that recycling needs."""
+    section = settings.recycle
+    return Allowance(section.connections, section.jitter, section.rss, section.age)
 
 
 def listener_options(settings: Config) -> Options:
@@ -287,7 +308,7 @@ def listener_options(settings: Config) -> Options:
 
 def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
     """The narrow values that a crew needs."""
-    timeouts, parking = settings.timeouts, settings.parking
+    timeouts, parking, proxy = settings.timeouts, settings.parking, settings.proxy_protocol
     return Terms(
         limits=Limits.parse(**settings.limits.model_dump()),
         backlog=backlog,
@@ -299,6 +320,9 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         wait_for=parking.wait_for,
         max_head=parking.max_head,
         max_parked=parking.max_parked,
+        proxy_mode=proxy.mode,
+        proxy_trusted=Networks.parse(proxy.trusted),
+        proxy_timeout=proxy.timeout,
         service_interval=service_interval,
     )
 
@@ -315,9 +339,9 @@ def _log_handler(section: sections.Log, before: sections.Log, present: log.LineH
     Raises:
         ConfigError: it cannot be opened or written.
     """
-    if section.file == before.file:
+    if (section.file, section.format) == (before.file, before.format):
         return present
-    handler = log.opened(section.file)
+    handler = log.opened(section.file, section.format)
     try:
         handler.write("log opened for a reload")
     except OSError as error:

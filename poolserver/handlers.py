@@ -25,7 +25,7 @@ from poolserver.functions import FunctionHandler, handler_around
 from poolserver.listener import Listener
 from poolserver.shared_socket import SharedSocket
 from poolserver.station import Station, Terms
-from poolserver.waits import Wait
+from poolserver.waits import Step, Wait
 
 _log = logging.getLogger("poolserver")
 
@@ -91,6 +91,21 @@ def service_of(attribute: Any, handler: str, server_class: str) -> Service:
     return Service(attribute, chosen)
 
 
+def call(spec: str, key: str) -> None:
+    """Call the function that ``key`` names, if it names one.
+
+    Raises:
+        ConfigError: it cannot be imported or called, or raises.
+    """
+    if not spec:
+        return
+    function = _import(spec, key)
+    try:
+        function()
+    except BaseException as error:
+        raise ConfigError(f"{key}: {spec}: {type(error).__name__}: {error}", traceback.format_exc()) from error
+
+
 def fitting(service: Service, address: Address) -> None:
     """Refuse a handler on a kind of address that it cannot serve, and one that waits for what there is not.
 
@@ -131,7 +146,9 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
     is_unix = listener.is_stream and listener.address.scheme == "unix"
     handler = handler_class(getattr(server, "RequestHandlerClass", None))
     wait = _wait(handler, terms) if listener.is_stream else Wait.NONE
-    defer = listener.options.defer_accept or (DEFER_ACCEPT if wait is not Wait.NONE else 0)
+    proxy_mode = terms.proxy_mode if listener.is_stream and terms.proxy_mode != "off" else ""
+    client_is_first = wait is not Wait.NONE or proxy_mode
+    defer = listener.options.defer_accept or (DEFER_ACCEPT if client_is_first else 0)
     return Station(
         server,
         listener.socket.fileno(),
@@ -148,6 +165,8 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
         is_movable=is_movable(handler),
         may_block=type(server).get_request
         not in (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request),
+        first_step=Step.HEADER if proxy_mode else Step.REQUEST,
+        proxy_mode=proxy_mode,
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from poolserver.failures import log_line
 from poolserver.parked import Parked
 from poolserver.station import Station
+from poolserver.waits import Step
 
 VERSION = 1
 
@@ -108,8 +109,8 @@ class Intake:
         if station is None:
             raise ValueError(f"nothing listens on {told['url']} here")
         peer, since, claim = ast.literal_eval(told["peer"]), time.monotonic() - float(told["age"]), int(told["claim"])
-        is_between = bool(told["between"])
-        return Parked(station, socket.socket(fileno=fds[0]), peer, since, claim, is_between=is_between)
+        is_between, step = bool(told["between"]), Step(told["step"])
+        return Parked(station, socket.socket(fileno=fds[0]), peer, since, claim, is_between=is_between, step=step)
 
 
 def _understood(text: bytes) -> dict[str, Any]:
@@ -138,6 +139,7 @@ def send(pair: Pair, parked: Parked, place: int) -> bool:
         "peer": repr(parked.address),  # which tells a tuple from a list and bytes from text
         "age": time.monotonic() - parked.since,
         "between": parked.is_between,
+        "step": parked.step,
         "claim": parked.claim,
         "place": place,
     }

@@ -5,21 +5,16 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
-import socket
-import time
-from typing import Any
 
-from poolserver.adapter import peer_name, unix_peer
 from poolserver.failures import log_line
-from poolserver.handling import CrewOfLane, Handling
+from poolserver.handling import CrewOfLane
 from poolserver.handover import Intake
-from poolserver.parked import READY, UNFIT, Parked, look
-from poolserver.rows import Outcome, Row
+from poolserver.parked import Parked
+from poolserver.reception import Reception
+from poolserver.rows import Row
 from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
-from poolserver.socket_options import set_idle_timeout
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length
-from poolserver.waits import Wait
 
 DRAIN_LOOK = 0.1
 """Seconds between a leaving lane's looks whether anybody is still parked."""
@@ -38,13 +33,12 @@ _PEER_WENT_AWAY = frozenset(
 )
 
 
-class Lane(Handling):
+class Lane(Reception):
     """Runs in its thread."""
 
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
         super().__init__(number, crew, row)
         self.is_accepting = True
-        self._max_head = crew.terms.max_head
         self._fruitless = 0
         self._stop_poll = crew.wakeups.poller([crew.wakeups.stop_fd])
         self._is_one_of_many = crew.wakeups.is_shared
@@ -102,48 +96,6 @@ class Lane(Handling):
         self._receive(station, request, address)
         return True
 
-    def _receive(self, station: Station, request: Any, address: Any) -> None:
-        """What has just come is handled, parked or turned away."""
-        if station.is_unix_stream:
-            address = address or unix_peer(request)
-            set_idle_timeout(request, station.idle_timeout)
-        if not (station.is_stream or self._is_whole(station.server, address)):
-            return
-        if self._door is not None and not self._door.lets_in(self._row, request, address, is_stream=station.is_stream):
-            return
-        can_wait = station.wait is not Wait.NONE and isinstance(request, socket.socket)
-        if can_wait and not self._has_spoken(station, request, address):
-            return
-        self._row.begin(peer_name(address))
-        self._handle(station, request, address)
-
-    def _is_whole(self, server: Any, address: Any) -> bool:
-        """Whether a datagram was not cut at ``max_packet_size``: no handler can make sense of a part. At which size a
-        ``get_request`` of the user's cuts is its own affair."""
-        cut_at = getattr(server.socket, "cut_at", 0)
-        if not cut_at or cut_at != getattr(server, "max_packet_size", 0):
-            return True
-        self._row.refuse(Outcome.REFUSED_OVERSIZED)
-        text = "a datagram of %s is refused: it is longer than %s.max_packet_size = %d"
-        log_line(logging.WARNING, text, peer_name(address), type(server).__name__, cut_at)
-        return False
-
-    def _has_spoken(self, station: Station, request: Any, address: Any) -> bool:
-        """Whether what is waited for is there. If not, the connection is parked, or over already."""
-        verdict = look(request, station.wait, self._max_head)
-        if verdict in READY:
-            return True
-        self._row.accept()
-        parked = Parked(station, request, address, time.monotonic(), self._claim())
-        if verdict in UNFIT:
-            parked.ending = UNFIT[verdict]
-            self._crew.park.drop(parked)
-            if self._door is not None:
-                self._door.closed(self._row)
-        else:
-            self._park(parked)
-        return False
-
     def _take_in(self, intake: Intake) -> None:
         """A connection from another worker: one that is ready is handled, one that waits is parked."""
         arrival = intake.receive()
@@ -169,10 +121,6 @@ class Lane(Handling):
             return
         self._crew.park.give(parked, self._row.number)
         self._go_on(parked)
-
-    def _go_on(self, parked: Parked) -> None:
-        self._row.resume(peer_name(parked.address))
-        self._handle(parked.station, parked.request, parked.address, parked)
 
     def _has_more(self, station: Station) -> bool:
         """Whether more is queued. For TCP without letting go of the interpreter's lock, which a sibling may want."""

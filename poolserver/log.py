@@ -5,6 +5,7 @@ a line, so that lines of several processes in one file are never torn, and a fai
 """
 
 import fcntl
+import importlib
 import logging
 import os
 import re
@@ -37,8 +38,13 @@ our name."""
 Announce = Callable[[str], None]
 """Tells whoever waits for it, in one line, that the pool serves."""
 
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""What the journal calls them. Source: syslog(3)."""
+
 _speaker = "poolserver"
 _has_standard_streams = False
+_service = ""
+_journal = ""
 _handler: "LineHandler | None" = None
 
 
@@ -53,6 +59,7 @@ class LineHandler(logging.Handler):
         self._path = path
         self._owner = owner
         self._lost = 0
+        self._is_journal = not path and _is_journal(2)
         self._fd = self._open()
 
     def fileno(self) -> int:
@@ -78,8 +85,7 @@ class LineHandler(logging.Handler):
         Raises:
             OSError: the disk is full, for one.
         """
-        record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
-        _write(self._fd, f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+        _write(self._fd, self._octets(logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)))
 
     def follow(self) -> None:
         """In a daemon, have standard output and error go where the log goes: what handlers print, and last words."""
@@ -94,13 +100,20 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record)
             if self._lost:
-                line += f" ({self._lost} earlier lines lost)"
-            _write(self._fd, f"{line}\n".encode("utf-8", "backslashreplace"))
+                record.lost = self._lost
+            _write(self._fd, self._octets(record))
             self._lost = 0
         except Exception:  # noqa: BLE001 - disk full, pipe broken, a record that cannot be formatted: counted above
             self._lost += 1
+
+    def _octets(self, record: logging.LogRecord) -> bytes:
+        record.role, record.service = _speaker, _service
+        text = self.format(record)
+        if self._is_journal:
+            mark = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+            text = "\n".join(mark + line for line in text.split("\n"))
+        return f"{text}\n".encode("utf-8", "backslashreplace")
 
     def _open(self) -> int:
         if not self._path:
@@ -121,6 +134,8 @@ class _Formatter(logging.Formatter):
         zone = time.strftime("%z", time.localtime(record.created))
         text = harmless_line(record.getMessage())
         line = f"{stamp}.{int(record.msecs):03d}{zone} {record.levelname} {_speaker} [{os.getpid()}]: {text}"
+        if hasattr(record, "lost"):
+            line += f" ({record.lost} earlier lines lost)"
         details = record.exc_text or record.stack_info or getattr(record, "details", "")
         if record.exc_info and not record.exc_text:
             details = self.formatException(record.exc_info)
@@ -137,27 +152,65 @@ def harmless_line(text: str) -> str:
     return _UNSAFE_OR_NEWLINE.sub(_escape, text)
 
 
-def opened(path: str, owner: Account | None = None) -> LineHandler:
-    """A handler for the file ``path``, which is to be ``owner``'s, or for standard error if it is empty.
+def formatter(kind: str) -> logging.Formatter:
+    """How records become lines: ``text``, or ``json``, an object each.
 
     Raises:
-        ConfigError: the file cannot be opened.
+        ConfigError: the extra is missing.
     """
+    if kind == "text":
+        return _Formatter()
+    try:
+        module = importlib.import_module("pythonjsonlogger.json")
+    except ModuleNotFoundError as error:
+        raise ConfigError("log.format = json needs python-json-logger: pip install 'poolserver[json]'") from error
+    names = {"levelname": "level", "process": "pid"}
+    fields = ["levelname", "service", "role", "process", "message"]
+    made: logging.Formatter = module.JsonFormatter(fields, rename_fields=names, timestamp="time")
+    return made
+
+
+def opened(path: str, kind: str = "text", owner: Account | None = None) -> LineHandler:
+    """A handler for the file ``path``, which is to be ``owner``'s, or for standard error if it is empty; for lines of
+    this ``kind``.
+
+    Raises:
+        ConfigError: the file cannot be opened, or the extra for this kind is missing.
+    """
+    lines = formatter(kind)
     try:
         handler = LineHandler(path, owner)
     except OSError as error:
         raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(lines)
     return handler
 
 
-def configure(level: str, path: str, owner: Account | None = None) -> None:
+def configure(level: str, path: str, kind: str, journal: str, owner: Account | None = None) -> None:
     """Send the log of this daemon to ``path``, or to standard error if it is empty.
 
+    Args:
+        level: The least severity that is written.
+        path: The file.
+        kind: ``text`` or ``json``.
+        journal: The variable JOURNAL_STREAM: where standard error is the journal, lines begin with their priority.
+            Source: systemd.exec(5), sd-daemon(3).
+        owner: Whose the file is to be.
+
     Raises:
-        ConfigError: the file cannot be opened.
+        ConfigError: as ``opened``.
     """
-    use(opened(path, owner), level)
+    global _journal
+    _journal = journal
+    use(opened(path, kind, owner), level)
+
+
+def _is_journal(fd: int) -> bool:
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return _journal == f"{found.st_dev}:{found.st_ino}"
 
 
 def present() -> LineHandler:
@@ -196,8 +249,8 @@ def reopen() -> None:
 
 def introduce(role: str, name: str) -> None:
     """Say who speaks from now on in this process: in log lines and in the process title (``ps``, ``top``)."""
-    global _speaker
-    _speaker = role
+    global _speaker, _service
+    _speaker, _service = role, name
     setproctitle.setproctitle(f"poolserver: {role} [{name}]")
 
 

@@ -17,7 +17,7 @@ from poolserver.claims import Claims
 from poolserver.parked import READY, Limits, Parked
 from poolserver.rows import Outcome, Quarters
 from poolserver.station import Terms
-from poolserver.waits import Verdict
+from poolserver.waits import Step, Verdict
 from poolserver.wakeups import Wakeups
 
 SHARES = 64
@@ -33,12 +33,14 @@ _Stage = collections.OrderedDict[Parked, None]
 class Park:
     """The parked connections of one worker.
 
-    Each is in exactly one stage: ``silent`` (it has sent nothing), ``speaking`` (some of what is waited for is there),
-    ``between`` two exchanges. A stage keeps the order of arrival, so that the oldest stands first; one that came from
-    another worker may stand behind younger ones, and has as much time as they.
+    Each is in exactly one stage: ``prefaces`` (it has not come to its request), ``silent`` (it has sent nothing),
+    ``speaking`` (some of what is waited for is there), ``between`` two exchanges. A stage keeps the order of arrival,
+    so that the oldest stands first; one that came from another worker may stand behind younger ones, and has as much
+    time as they.
     """
 
     def __init__(self, wakeups: Wakeups[Any], quarters: Quarters, claims: Claims, terms: Terms) -> None:
+        self.prefaces: _Stage = collections.OrderedDict()
         self.silent: _Stage = collections.OrderedDict()
         self.speaking: _Stage = collections.OrderedDict()
         self.between: _Stage = collections.OrderedDict()
@@ -57,13 +59,13 @@ class Park:
         self._sent: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return len(self.silent) + len(self.speaking) + len(self.between)
+        return len(self.prefaces) + len(self.silent) + len(self.speaking) + len(self.between)
 
     def add(self, parked: Parked, lane: int) -> list[Parked]:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
 
         Returns whom it cannot or may not keep, for the caller to end. If the park is full that is the oldest that has
-        sent nothing, else the oldest that is between two requests, else ``parked`` itself.
+        sent nothing or not come to its request, else the oldest that is between two requests, else ``parked`` itself.
         """
         gone = []
         with self._lock:
@@ -168,6 +170,7 @@ class Park:
                 *takewhile(lambda each: each.since < now - limits.silent, self.silent),
                 *takewhile(lambda each: each.since < now - limits.keep_alive, self.between),
                 *(each for each in self.speaking if each.since < now - limits.head),  # not in order: few, or an attack
+                *(each for each in self.prefaces if each.since < now - limits.preface(each)),  # likewise
             ]
             due = [each for each in late if not each.is_in_hand and self._waits_for_client(each, now)]
             for parked in due:
@@ -179,7 +182,10 @@ class Park:
         """When the first that waits now is due."""
         stages = ((self.silent, limits.silent), (self.between, limits.keep_alive), (self.speaking, limits.head))
         with self._lock:
-            return min((next(iter(stage)).since + limit for stage, limit in stages if stage), default=math.inf)
+            prefaces = (each.since + limits.preface(each) for each in self.prefaces)
+            return min(
+                chain(prefaces, (next(iter(stage)).since + limit for stage, limit in stages if stage)), default=math.inf
+            )
 
     def overdue(self, most: int) -> list[Parked]:
         """Take out up to ``most`` that are ready, or over, while every lane is busy."""
@@ -201,7 +207,7 @@ class Park:
     def oldest(self) -> float:
         """Since when the oldest waits; infinite when none does."""
         with self._lock:
-            stages = (self.silent, self.speaking, self.between)
+            stages = (self.prefaces, self.silent, self.speaking, self.between)
             return min((next(iter(stage)).since for stage in stages if stage), default=math.inf)
 
     def part(self) -> None:
@@ -227,7 +233,7 @@ class Park:
 
     def _restage(self, parked: Parked) -> bool:
         """After a look: whether it has begun to send what is waited for."""
-        if parked.verdict is not Verdict.PARTIAL or parked.has_begun:
+        if parked.step is not Step.REQUEST or parked.verdict is not Verdict.PARTIAL or parked.has_begun:
             return False
         del self._stage(parked)[parked]
         parked.has_begun = True
@@ -237,15 +243,18 @@ class Park:
         return True
 
     def _stage(self, parked: Parked) -> _Stage:
+        if parked.step is not Step.REQUEST:
+            return self.prefaces
         if parked.has_begun:
             return self.speaking
         return self.between if parked.is_between else self.silent
 
     def _all(self) -> Iterator[Parked]:
-        return chain(self.silent, self.speaking, self.between)
+        return chain(self.prefaces, self.silent, self.speaking, self.between)
 
     def _evict(self, newcomer: Parked) -> Parked:
-        candidates: Iterable[Parked] = chain(self.silent, self.between)
+        crowds = sorted((self.prefaces, self.silent), key=len, reverse=True)
+        candidates: Iterable[Parked] = chain(*crowds, self.between)
         victim = next((each for each in candidates if not each.is_in_hand), newcomer)
         victim.ending = Outcome.REFUSED_MAX_PARKED
         if victim is not newcomer:

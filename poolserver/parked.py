@@ -4,15 +4,19 @@ import math
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from poolserver.conversation import Conversation
+from poolserver.proxy_protocol import MAX_BYTES
 from poolserver.rows import Outcome
 from poolserver.station import Station, Terms
-from poolserver.waits import Verdict, Wait, judge
+from poolserver.waits import Step, Verdict, Wait, judge, judge_header
 
 READY = (Verdict.COMPLETE, Verdict.ENDED)
+_PREFACE_ENDINGS = {Step.HEADER: Outcome.REFUSED_PROXY}
 UNFIT = {Verdict.TOO_LONG: Outcome.REFUSED_MAX_HEAD, Verdict.RESET: Outcome.REFUSED_RESET}
 
 
@@ -20,9 +24,10 @@ UNFIT = {Verdict.TOO_LONG: Outcome.REFUSED_MAX_HEAD, Verdict.RESET: Outcome.REFU
 class Parked:
     """A connection that holds no lane.
 
-    ``since``: when it was accepted, when its last exchange ended, or when its next request began. ``claim``: the number
-    of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane
-    has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on with.
+    ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
+    ``claim``: the number of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is
+    over, and how; a lane has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on
+    with.
     """
 
     station: Station
@@ -40,32 +45,44 @@ class Parked:
     is_in_hand: bool = False
     is_leaving: bool = False
     has_news: bool = False
+    step: Step = Step.REQUEST
 
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""
-        wait = self.station.between if self.is_between else self.station.wait
-        if self.conversation is not None and not self.conversation.is_plain:
-            wait = Wait.DATA
-        self.verdict = look(self.request, wait, most)
+        self.verdict = self._look_for_header() if self.step is Step.HEADER else look(self.request, self._wait(), most)
         if self.verdict in UNFIT and self.ending is None:
             has_left = self.is_between and self.verdict is Verdict.RESET
             self.ending = Outcome.SERVED if has_left else UNFIT[self.verdict]
         return self.verdict
 
+    def _look_for_header(self) -> Verdict:
+        return _look(self.request, MAX_BYTES, partial(judge_header, self.station.proxy_mode))
+
+    def _wait(self) -> Wait:
+        is_secret = self.conversation is not None and not self.conversation.is_plain
+        if is_secret or self.step is Step.HANDSHAKE:
+            return Wait.DATA
+        return self.station.between if self.is_between else self.station.wait
+
 
 def look(request: Any, wait: Wait, most: int) -> Verdict:
-    """Say how far a connection is, without reading or waiting. Source: recv(2) MSG_PEEK, MSG_DONTWAIT."""
+    """Say how far a connection is, without reading or waiting."""
+    if isinstance(request, ssl.SSLSocket):
+        wait = Wait.DATA  # what can be seen is encrypted
+    return _look(request, 1 if wait is Wait.DATA else most, partial(judge, wait, most=most))
+
+
+def _look(request: Any, most: int, judge: Callable[[bytes], Verdict]) -> Verdict:
+    """Source: recv(2) MSG_PEEK, MSG_DONTWAIT."""
     try:
-        if isinstance(request, ssl.SSLSocket):
-            if request.pending():
-                return Verdict.COMPLETE
-            wait = Wait.DATA  # what can be seen is encrypted
+        if isinstance(request, ssl.SSLSocket) and request.pending():
+            return Verdict.COMPLETE
         if request.gettimeout() and not _has(request, select.POLLIN | select.POLLRDHUP):
             return Verdict.SILENT  # on a socket with a time-out, recv would wait for it, whatever the flags
-        octets = socket.socket.recv(request, 1 if wait is Wait.DATA else most, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        octets = socket.socket.recv(request, most, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         if not octets:
             return Verdict.ENDED
-        verdict = judge(wait, octets, most)
+        verdict = judge(octets)
         # The end of its input is not seen before what is unread: all that will ever be there is there.
         is_all = verdict is Verdict.PARTIAL and _has(request, select.POLLRDHUP)
     except BlockingIOError:
@@ -91,6 +108,7 @@ class Limits:
     head: float
     keep_alive: float
     between_ending: Outcome = Outcome.TIMEOUT_KEEP_ALIVE
+    header: float = math.inf
 
     @classmethod
     def of(cls, terms: Terms, shrink: float = 1.0) -> "Limits":
@@ -99,10 +117,16 @@ class Limits:
             each * shrink or math.inf for each in (terms.first_byte_timeout, terms.head_timeout, terms.keep_alive)
         )
         ending = Outcome.TIMEOUT_FIRST_BYTE if first_byte <= head else Outcome.TIMEOUT_HEAD
-        return cls(min(first_byte, head), ending, head, keep_alive)
+        return cls(min(first_byte, head), ending, head, keep_alive, header=terms.proxy_timeout * shrink)
+
+    def preface(self, parked: Parked) -> float:  # noqa: ARG002
+        """How long one may take that has not come to its request."""
+        return self.header
 
     def ending(self, parked: Parked) -> Outcome:
         """As what one counts that has waited too long."""
+        if parked.step is not Step.REQUEST:
+            return Outcome.CUT if self.silent_ending is Outcome.CUT else _PREFACE_ENDINGS[parked.step]
         if parked.has_begun:
             return Outcome.TIMEOUT_HEAD
         return self.between_ending if parked.is_between else self.silent_ending

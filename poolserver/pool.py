@@ -5,12 +5,13 @@ out. What befalls single workers is ``fates.py``'s.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from poolserver.commands import Command, Order
 from poolserver.events import (
     NOBODY,
+    Abandon,
     Action,
     Announce,
     Asked,
@@ -30,13 +31,17 @@ from poolserver.events import (
     WorkerBooted,
     WorkerExited,
     WorkerReady,
+    WorkerSpent,
 )
 from poolserver.fates import Fates
 from poolserver.reload import Phase
-from poolserver.states import Happening, PoolState, Scaling, Slot, WorkerState
+from poolserver.states import Happening, PoolState, Scaling, Slot, Worker, WorkerState
 
 RELOADED_AT_ONCE = 0.25
 """The part of the pool that a reload replaces at a time: newcomers load the handler while their predecessors serve."""
+
+RECYCLED_AT_ONCE = 0.1
+"""The part of the pool that is recycled at a time, those that still drain included."""
 
 
 @dataclass
@@ -49,6 +54,8 @@ class Pool(Fates):
     _ending: Finish = field(default_factory=lambda: Finish(Ending.ASKED))
     _scaling: Scaling | None = None
     _stop_askers: list[int] = field(default_factory=list)
+    _door_closes: float = math.inf
+    """When a stop goes on from accepting (``timeouts.lame_duck``) to draining."""
 
     def __post_init__(self) -> None:
         self.slots = [Slot(number) for number in range(self.policy.workers)]
@@ -70,6 +77,8 @@ class Pool(Fates):
             return []
         if event is not None:
             self._take(event)
+        if self._door_closes <= now:
+            self._close_door()
         for worker in [each for each in self.workers.values() if each.deadline <= now]:
             self.befall(worker, Happening.OVERDUE)
         self._turn_over()
@@ -81,7 +90,7 @@ class Pool(Fates):
 
     def deadline(self) -> float | None:
         """When ``step`` must be called again though nothing happens; None: never."""
-        times = [worker.deadline for worker in self.workers.values()]
+        times = [self._door_closes, *(worker.deadline for worker in self.workers.values())]
         if self._may_start:
             times += [self.start_time(slot) for slot in self.slots]
         if self._may_reload:
@@ -105,6 +114,9 @@ class Pool(Fates):
                 self.befall(self.workers[serial], Happening.READY)
             case WorkerExited(serial, how, reason):
                 self.befall(self.workers.pop(serial), Happening.EXITED, how, reason)
+            case WorkerSpent(serial, why):
+                if serial in self.workers:
+                    self.workers[serial].spent = why
             case ForkFailed(serial, reason):
                 self.fork_failed(self.workers.pop(serial), reason)
             case ListenerLost(serial, reason):
@@ -122,16 +134,23 @@ class Pool(Fates):
         if not self.is_leaving:
             self._give_up_waiting()
             self._stage = PoolState.DRAINING
-            self.say("INFO", f"stopping: open connections have {self.policy.graceful_timeout:g} s to finish")
-            self._actions.append(CloseDoor())
-            for worker in list(self.workers.values()):
-                self.retire(worker, Order.DRAIN)
+            self._door_closes = self._now + self.policy.lame_duck_timeout
+            if self.policy.lame_duck_timeout:
+                self.say("INFO", f"stopping: accepting for {self.policy.lame_duck_timeout:g} s more")
+
+    def _close_door(self) -> None:
+        self._door_closes = math.inf
+        self.say("INFO", f"stopping: open connections have {self.policy.graceful_timeout:g} s to finish")
+        self._actions.append(CloseDoor())
+        for worker in list(self.workers.values()):
+            self.retire(worker, Order.DRAIN)
 
     def _stop_now(self, asked: Asked) -> None:
         self._stop_askers.append(asked.asker)
         if self._stage is not PoolState.STOPPING:
             self._give_up_waiting()
             self._stage = PoolState.STOPPING
+            self._door_closes = math.inf
             self.say("INFO", "stopping now: open connections are cut")
             for worker in list(self.workers.values()):
                 self.dismiss(worker)
@@ -139,6 +158,10 @@ class Pool(Fates):
     def _give_up_waiting(self) -> None:
         """What was asked for and has not happened will not."""
         self._give_up_scaling("the service is stopping")
+        if self.reload.prepared is not None:
+            self._actions.append(Abandon())
+        for worker in [each for each in self.workers.values() if each.state is WorkerState.CANARY]:
+            self.dismiss(worker)
         self.do(self.reload.give_up(self._now, "reload given up: the service is stopping"))
 
     def _listener_lost(self, reason: str) -> None:
@@ -221,16 +244,27 @@ class Pool(Fates):
         self.start_canary(prepared.policy)
 
     def _turn_over(self) -> None:
-        """Who lost his slot goes; those of older generations are replaced, a part of the pool at a time."""
+        """Who lost his slot goes; those of older generations, and those that have served enough, are replaced."""
         if self.is_leaving:
             return
         for worker in [each for each in self.workers.values() if self.slot_of(each) is None]:
             if self.is_whole or not worker.is_accepting:
                 self.retire(worker, Order.RETIRE)
         outdated = self.outdated(WorkerState.READY)
-        room = max(1, round(len(self.slots) * RELOADED_AT_ONCE)) - sum(worker.is_outgoing for worker in outdated)
-        for worker in [each for each in outdated if not each.is_outgoing][: max(0, room)]:
+        for worker in self._next_in_turn(outdated, outdated, RELOADED_AT_ONCE):
             self.replace(worker)
+        spent = [each for each in self.workers.values() if each.spent]
+        if not self.reload.is_running:
+            ready = [each for each in spent if each.state is WorkerState.READY]
+            for worker in self._next_in_turn(ready, spent, RECYCLED_AT_ONCE):
+                self.say("INFO", f"worker {worker.slot} {worker.spent}; replacing it")
+                self.replace(worker)
+
+    def _next_in_turn(self, ready: Sequence[Worker], all_of_them: Sequence[Worker], part: float) -> list[Worker]:
+        """Who may go now, if so great a part of the pool, but one in any case, may be on its way out at once."""
+        leaving = [each for each in all_of_them if each.is_outgoing or each.state is not WorkerState.READY]
+        room = max(0, max(1, int(len(self.slots) * part)) - len(leaving))
+        return [each for each in ready if not each.is_outgoing][:room]
 
     def _settle_reload(self) -> None:
         if self._may_reload and self.reload.due <= self._now:
@@ -272,7 +306,9 @@ class Pool(Fates):
     @property
     def _may_start(self) -> bool:
         """At the very first boot nothing is retried until one worker has shown that it can be done."""
-        return not self.is_leaving and (self._was_ever_ready or not any(slot.failures for slot in self.slots))
+        if self.is_leaving:
+            return self._door_closes != math.inf and self._was_ever_ready
+        return self._was_ever_ready or not any(slot.failures for slot in self.slots)
 
     def _start_due(self) -> None:
         for slot in self.slots:
@@ -286,7 +322,7 @@ class Pool(Fates):
         if self.workers or self._stage is PoolState.STOPPED:
             return
         hopeless = not self.is_leaving and not self._may_start
-        if hopeless or self.is_leaving:
+        if hopeless or (self.is_leaving and self._door_closes == math.inf):
             self._give_up_waiting()
             self._stage = PoolState.STOPPED
             for asker in self._stop_askers:

@@ -57,6 +57,7 @@ class Outcome(enum.IntEnum):
     TIMEOUT_KEEP_ALIVE = enum.auto()
     REFUSED_MAX_HEAD = enum.auto()
     REFUSED_MAX_PARKED = enum.auto()
+    REFUSED_PROXY = enum.auto()  # no valid PROXY header, or from a peer that is not trusted with one
     REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
     WOULD_PER_SOURCE = enum.auto()
     WOULD_RATE = enum.auto()

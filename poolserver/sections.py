@@ -24,6 +24,7 @@ from poolserver.values import (
     AnchoredPath,
     Duration,
     FilledPath,
+    Fraction,
     Mode,
     Network,
     OctalMode,
@@ -78,6 +79,8 @@ class Server(Section):
     umask: OctalMode = Mode(0o027)
     chdir: AnchoredPath = ""
     pidfile: AnchoredPath = ""
+    worker_start: Text = ""
+    worker_stop: Text = ""
     daemonize: bool = False
 
     @property
@@ -134,15 +137,26 @@ def _resolved(workers: int | Literal["auto"]) -> int:
     return min(available_cores(), MAX_WORKERS) if workers == "auto" else workers
 
 
+class Recycle(Section):
+    """``[recycle]``: when a worker has served enough; 0 = never."""
+
+    connections: Annotated[int, Field(ge=0)] = 0
+    jitter: Fraction = 0.1
+    rss: Annotated[Size, Field(ge=0)] = 0
+    age: Duration = 0.0
+
+
 class Timeouts(Section):
     """``[timeouts]``: seconds; 0 = off, but for ``boot``, and ``graceful`` where 0 = cut at once."""
 
     boot: Annotated[Duration, Field(gt=0)] = 30.0
+    worker: Duration = 10.0
     first_byte: Duration = 0.0
     head: Duration = 30.0
     idle: Duration = 60.0
     handler: Duration = 0.0
     graceful: Duration = 30.0
+    lame_duck: Duration = 0.0
 
 
 class Limits(Section):
@@ -182,11 +196,28 @@ class Parking(Section):
     keep_alive: Duration = 75.0
 
 
+class ProxyProtocol(Section):
+    """``[proxy_protocol]``: who says whose connections it passes on, and must."""
+
+    mode: Literal["off", "v1", "v2", "any"] = "off"
+    # After mode, which its validator looks at.
+    trusted: Annotated[tuple[Network, ...], Strict(False)] = Field(default=(), validate_default=True)
+    timeout: Annotated[Duration, Field(gt=0)] = 5.0
+
+    @field_validator("trusted")
+    @classmethod
+    def _names_somebody(cls, trusted: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Refuse a mode without anybody to trust: all would be refused."""
+        if not trusted and info.data.get("mode", "off") != "off":
+            raise ValueError(f'must name the proxies\' networks with proxy_protocol.mode = "{info.data["mode"]}"')
+        return trusted
+
+
 class Log(Section):
     """``[log]``: what is written, how, and where."""
 
     level: Literal["debug", "info", "warning", "error", "critical"] = "info"
-    format: Literal["text"] = "text"
+    format: Literal["text", "json"] = "text"
     file: AnchoredPath = ""
 
 
@@ -211,9 +242,11 @@ class Config(BaseModel):
     server: Server = Server()
     socket: Socket = Socket()
     pool: Pool = Pool()
+    recycle: Recycle = Recycle()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     parking: Parking = Parking()
+    proxy_protocol: ProxyProtocol = ProxyProtocol()
     log: Log = Log()
     control: Control = Control()
     metrics: Metrics = Metrics()
@@ -248,7 +281,8 @@ def json_schema() -> dict[str, Any]:
 def unknown(section: str, key: str = "") -> str:
     """Say that nobody knows this key, and the nearest one that somebody does."""
     if section not in SECTIONS:
-        near = _homes(section) or difflib.get_close_matches(section, SECTIONS, n=1, cutoff=0.5)
+        nearly, loosely = (difflib.get_close_matches(section, SECTIONS, n=1, cutoff=cutoff) for cutoff in (0.9, 0.5))
+        near = nearly or _homes(section) or loosely
         return f"unknown {'section' if key else 'section or key'} ({_remedy(near, list(SECTIONS))})"
     near = _homes(key) or difflib.get_close_matches(key, SECTIONS[section], n=1, cutoff=0.5)
     return f"unknown key ({_remedy(near, list(SECTIONS[section]))})"

@@ -22,14 +22,15 @@ from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
 from poolserver.door import Register
 from poolserver.errors import ConfigError
-from poolserver.generation import Generation, terms_of
+from poolserver.generation import Generation, allowance_of, terms_of
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
 from poolserver.listener import Listener, Options, adopt
 from poolserver.master import Master, Spawn
 from poolserver.pool import Pool
+from poolserver.recycling import Recycler
 from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Config, Timeouts
-from poolserver.service import ResidentSpawn, forking_spawn
+from poolserver.service import ResidentSpawn, forking_spawn, stayers
 from poolserver.shared_socket import SharedSocket
 from poolserver.socket_options import defer_accept
 from poolserver.states import Policy
@@ -57,13 +58,14 @@ class _Run:
 class PoolMixIn(LaneServer):
     """What the two mix-ins share: one ``serve_forever`` at a time, ``shutdown`` from anywhere, nothing left changed.
 
-    Class attributes: ``threads``, lanes in each process; ``timeouts``, ``limits`` and ``parking``, the keys of the
-    configuration's sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
+    Class attributes: ``threads``, lanes in each process; ``timeouts``, ``limits``, ``parking`` and ``recycle``, the
+    keys of the configuration's sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
     """
 
     threads: int = 8
     timeouts: ClassVar[Mapping[str, object]] = {}
     limits: ClassVar[Mapping[str, object]] = {}
+    recycle: ClassVar[Mapping[str, object]] = {}
     parking: ClassVar[Mapping[str, object]] = {}
     request_queue_size = 1024  # of 60 clients in 0.3 s, socketserver's 5 left some unanswered for ever
 
@@ -147,6 +149,8 @@ class PoolMixIn(LaneServer):
         terms = terms_of(settings, self.request_queue_size, poll_interval)
         options = Options(backlog=self.request_queue_size, idle_timeout=timeouts.idle)
         board, register = Scoreboard.create(), Register.create()
+        allowance = allowance_of(settings)
+        recycler = Recycler(lambda: allowance, lambda: stayers(pool, master), board)
         with _shared(self, options) as listener:
             pool = Pool(self._policy(timeouts))
             generation = Generation(type(self).__name__, [listener], lambda: [station(self, listener, terms)], terms)
@@ -161,6 +165,7 @@ class PoolMixIn(LaneServer):
                     on_close_door=lambda: None,  # the socket is its owner's, who may serve again
                     register=register,
                     tally=Tally(functools.partial(register.worst, terms.limits)),
+                    attendants=[recycler],
                 )
                 master.run()
 
@@ -170,7 +175,13 @@ class PoolMixIn(LaneServer):
         if pool["workers"] == 0:
             raise ConfigError("workers: must be at least 1, or auto; PreThreadMixIn serves in this process")
         refuse_wrapped(self.socket)
-        sections = {"timeouts": self.timeouts, "limits": self.limits, "parking": self.parking, "pool": pool}
+        sections = {
+            "timeouts": self.timeouts,
+            "limits": self.limits,
+            "parking": self.parking,
+            "recycle": self.recycle,
+            "pool": pool,
+        }
         return config.from_sections(sections, type(self).__name__).config
 
     def _policy(self, timeouts: Timeouts) -> Policy:

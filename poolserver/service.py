@@ -19,20 +19,22 @@ from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import UsageError
 from poolserver.events import Start
-from poolserver.generation import Generation, Succession, policy_of
+from poolserver.generation import Generation, Succession, allowance_of, policy_of
 from poolserver.handover import Pairs
 from poolserver.herald import Health, Herald
 from poolserver.listener import Listener
 from poolserver.master import Master, Spawn, WorkerHandle
 from poolserver.metrics import Observer
 from poolserver.pool import Pool
+from poolserver.recycling import Recycler
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
+from poolserver.states import WorkerState
 from poolserver.station import Terms
 from poolserver.surroundings import Surroundings, surround
 from poolserver.tally import Tally
-from poolserver.worker import Seat, Worker
+from poolserver.worker import Seat, Worker, never_accepted
 
 _log = logging.getLogger("poolserver")
 
@@ -98,7 +100,9 @@ def _serve(
 ) -> None:
     account = surroundings.account
     settings = loaded.config
-    log.configure(settings.log.level, settings.log.file, account)
+    environ = config.environment()
+    journal = environ.get("JOURNAL_STREAM", "")
+    log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
     log.introduce("master", settings.server.service_name)
     shortage.raise_limit()
     # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
@@ -108,7 +112,7 @@ def _serve(
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_final)
-    operated = console.opened(settings, config.environment())
+    operated = console.opened(settings, environ)
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
     with (
         contextlib.closing(inbox),
@@ -199,8 +203,10 @@ class ResidentSpawn:
 
     def __call__(self, _start: Start, berth: Berth, _siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         resident = Resident()
+        stations = self._generation.make_stations()
+        self._generation.on_start()
         self._crew = Crew(
-            self._generation.make_stations(),
+            stations,
             self._board.quarters(berth),
             self._generation.terms,
             self._register,
@@ -225,34 +231,76 @@ def _supervise(
     policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
     if policy.resident:
-        on_released = functools.partial(_close_streams, succession.present.listeners)
+        on_released = functools.partial(_close_streams, succession.present.listeners, board)
         resident = ResidentSpawn(succession.present, board, register, on_released=on_released, is_reloadable=True)
         succession.followers.append(lambda: resident.take_over(succession.present.terms))
         spawning = contextlib.nullcontext(resident)
     else:
         spawning = forking_spawn(succession.of, board, inbox, register, desk, listeners=succession.listeners)
+    ledger = _Ledger(board)
+    recycler = Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board)
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
         observer = _observer(succession, register, board)
-        herald = Herald(manager, pool, Health(0.0), lambda now: observer.snapshot(pool, master.roster(), now))
+        herald = Herald(
+            manager,
+            pool,
+            Health(succession.settings.timeouts.worker),
+            lambda now: observer.snapshot(pool, master.roster(), now),
+        )
         master = Master(
             pool,
             spawn,
             inbox,
             board,
             on_ready=lambda: surroundings.announce(_ready_line(succession)),
-            on_close_door=lambda: succession.close_door(has_lanes=policy.resident),
+            on_close_door=lambda: ledger.close_door(succession, has_lanes=policy.resident),
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=[desk, herald] if manager.notify_address else [desk],
+            attendants=[recycler, desk, *([herald] if manager.notify_address else [])],
             on_answer=desk.answer,
         )
         desk.connect(pool, master, observer)
         master.run()
-    always = ("accepted", "served", "errors", "cut")
-    totals = {name: count for name, count in board.all_totals().items() if count or name in always}
-    _log.info("stopped: %s", ", ".join(f"{count} {name}" for name, count in totals.items()))
+        if policy.resident:
+            succession.present.leave()
+    _log.info("stopped: %s", ledger)
+
+
+def stayers(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
+    """The workers that accept and are to stay, by their serials."""
+    workers = pool.workers
+    return {
+        serial: place
+        for serial, place in master.roster().items()
+        if workers[serial].state is WorkerState.READY and not (workers[serial].is_outgoing or pool.policy.resident)
+    }
+
+
+_FINISHED = ("served", "errors")
+
+
+class _Ledger:
+    """Accounts for a stop."""
+
+    def __init__(self, board: Scoreboard) -> None:
+        self._board = board
+        self._at_door: dict[str, int] = {}
+
+    def close_door(self, succession: Succession, *, has_lanes: bool) -> None:
+        succession.close_door(has_lanes=has_lanes)
+        self._at_door = self._board.all_totals()
+
+    def __str__(self) -> str:
+        totals = self._board.all_totals()
+        always = ("accepted", "served", "errors", "cut")
+        counted = [f"{count} {name}" for name, count in totals.items() if count or name in always]
+        if self._at_door:
+            counted.append(f"{sum(totals[name] - self._at_door[name] for name in _FINISHED)} finished while draining")
+        if self._board.never_accepted >= 0:
+            counted.append(f"{self._board.never_accepted} never accepted")
+        return ", ".join(counted)
 
 
 def _observer(succession: Succession, register: Register, board: Scoreboard) -> Observer:
@@ -274,7 +322,8 @@ def _ready_line(succession: Succession) -> str:
     return f"ready on {urls} (pid {os.getpid()}, {max(1, pool.worker_count)} workers x {pool.threads} lanes)"
 
 
-def _close_streams(listeners: Sequence[Listener]) -> None:
+def _close_streams(listeners: Sequence[Listener], board: Scoreboard) -> None:
+    board.never_accepted = never_accepted(listeners)
     for listener in listeners:
         if listener.is_stream:
             listener.close()

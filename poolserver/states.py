@@ -64,6 +64,7 @@ class Policy:
     boot_timeout: float = 30.0
     graceful_timeout: float = 30.0
     resident: bool = False
+    lame_duck_timeout: float = 0.0
     lanes: int = 8
     most_workers: int = 1024
     """More are refused: the scoreboard has no room for them."""
@@ -90,8 +91,10 @@ class Worker:
     generation: int = 1
     was_ready: bool = False
     killed_for: str = ""
+    spent: str = ""
+    """Why it is to be replaced some time soon, being in good health (recycling)."""
     is_outgoing: bool = False
-    """It is to be replaced, and serves until its replacement accepts."""
+    """It is being replaced, and serves until its replacement accepts."""
 
     @property
     def is_accepting(self) -> bool:

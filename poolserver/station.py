@@ -6,7 +6,8 @@ from typing import Any
 
 from poolserver.adapter import LaneServer
 from poolserver.admission import Limits
-from poolserver.waits import Wait
+from poolserver.networks import NO_NETWORKS, Networks
+from poolserver.waits import Step, Wait
 
 
 @dataclass(eq=False)
@@ -37,6 +38,10 @@ class Station:
     may_block: bool = False
     """``get_request`` is the user's own and may take its time, over a TLS handshake, say."""
     queued: int = 0
+    first_step: Step = Step.REQUEST
+    """Where a connection begins; behind a header, from the next on."""
+    proxy_mode: str = ""
+    """Which PROXY header a connection must begin with: v1, v2, any; empty = none."""
 
     def is_intact(self) -> bool:
         """Whether the server's descriptor still is the listener: a closed number soon is another's connection."""
@@ -60,4 +65,7 @@ class Terms:
     max_head: int = 16384
     max_parked: int = 10000
     limits: Limits = Limits()  # noqa: RUF009 - frozen
+    proxy_mode: str = "off"
+    proxy_trusted: Networks = NO_NETWORKS
+    proxy_timeout: float = 5.0
     service_interval: float = 0.5

@@ -18,6 +18,7 @@ _TEXTS: Mapping[str, str] = {
     "refused_rate": "refused: above limits.rate_per_source",
     "refused_denied": "refused: denied, or not in limits.allow",
     "refused_banned": "refused: banned",
+    "refused_proxy": "refused: no valid PROXY header, or from a peer that is not in proxy_protocol.trusted",
     "would_per_source": "would be refused (dry run): at limits.per_source",
     "would_rate": "would be refused (dry run): above limits.rate_per_source",
     "would_denied": "would be refused (dry run): denied, or not in limits.allow",

@@ -5,6 +5,8 @@ FreeBSD's accept filters are the model. Source: accf_data(9), accf_http(9).
 
 import enum
 
+from poolserver.proxy_protocol import MalformedError, parse
+
 
 class Wait(enum.StrEnum):
     """What is waited for; the values are the configuration's words."""
@@ -13,6 +15,14 @@ class Wait(enum.StrEnum):
     DATA = "data"  # a first byte
     LINE = "line"  # a complete line
     HTTP = "http"  # a complete request head
+
+
+class Step(enum.StrEnum):
+    """What comes on a connection before its handler, in this order; admission is between the first two."""
+
+    HEADER = "header"  # of the PROXY protocol
+    HANDSHAKE = "handshake"  # of TLS
+    REQUEST = "request"  # what a Wait says
 
 
 class Verdict(enum.Enum):
@@ -39,6 +49,14 @@ def judge(wait: Wait, octets: bytes, most: int) -> Verdict:
     if _has_head(octets) if wait is Wait.HTTP else wait is not Wait.LINE or b"\n" in octets:
         return Verdict.COMPLETE
     return Verdict.TOO_LONG if len(octets) >= most else Verdict.PARTIAL
+
+
+def judge_header(mode: str, octets: bytes) -> Verdict:
+    """Say whether a PROXY header is there, or what cannot become one: that is for a lane to refuse."""
+    try:
+        return Verdict.COMPLETE if parse(octets, mode) else Verdict.PARTIAL
+    except MalformedError:
+        return Verdict.COMPLETE
 
 
 def _has_head(octets: bytes) -> bool:

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from poolserver import log, process, signals, stacks
@@ -23,6 +23,7 @@ from poolserver.listener import Listener
 from poolserver.rows import Quarters
 from poolserver.shared_socket import SharedSocket
 from poolserver.station import Station
+from poolserver.tcp_info import queue_length
 
 _log = logging.getLogger("poolserver")
 
@@ -61,6 +62,12 @@ class Seat:
     """Where its stacks go when somebody asks; -1: nobody can."""
 
 
+def never_accepted(listeners: Iterable[Listener]) -> int:
+    """Clients in the accept queues of our own TCP listeners: others do not tell, or live on with whoever made them."""
+    own = [each for each in listeners if each.address.scheme == "tcp" and not each.is_adopted]
+    return sum(queue_length(each.socket) for each in own if each.socket.fileno() >= 0)
+
+
 class Worker:
     """One forked worker."""
 
@@ -74,6 +81,7 @@ class Worker:
         self._register = register
         self._pairs = pairs
         self._is_orphaned = False
+        self._is_end = False
         self._master_pid = os.getppid()
 
     def run(self) -> int:
@@ -87,6 +95,7 @@ class Worker:
         _libc.mallopt(_M_ARENA_MAX, 1)
         try:
             stations = self._generation.make_stations()
+            self._generation.on_start()
         except BaseException as error:  # noqa: BLE001 - the user's module; SystemExit at import too
             self._report_failure(error)
             return ConfigError.exit_code
@@ -106,12 +115,15 @@ class Worker:
         signals.take(self._inbox, WORKER_SIGNALS)
         self._report(process.BOOTED)
         if self._seat.is_canary and not self._may_go():
+            self._generation.leave()
             return 0
         self._crew.start()
         self._report(process.READY)
         self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
+        self._tell_left()
         if self._is_orphaned:
             self._abandon(stations)
+        self._generation.leave()
         if self._crew.lost_listener:
             self._report(process.FAILED + self._crew.lost_listener.encode())
             return LISTENER_LOST_STATUS
@@ -135,9 +147,10 @@ class Worker:
             if order is Order.REOPEN:
                 log.reopen()
             elif order is Order.STOP_NOW:
+                self._is_end = True
                 self._crew.cut()
             elif order is not Order.GO:
-                is_end = order is Order.DRAIN
+                self._is_end = is_end = order is Order.DRAIN
                 self._crew.retire(self._terms.graceful_timeout, serve_queue=is_end, hand_over=not is_end)
         return True
 
@@ -172,7 +185,14 @@ class Worker:
         poller.poll(int(BURIAL_TIMEOUT * 1000))
         os.close(pidfd)
 
+    def _tell_left(self) -> None:
+        """At the service's end: who is still in the accept queues is not accepted any more."""
+        if self._is_end:
+            self._is_end = False
+            self._quarters.crew.left(never_accepted(self._generation.listeners))
+
     def _close_stream_listeners(self) -> None:
+        self._tell_left()
         for listener in self._generation.listeners:
             if listener.is_stream:
                 listener.socket.close()

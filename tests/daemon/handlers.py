@@ -6,6 +6,7 @@ import signal
 import socketserver
 import sys
 import time
+from pathlib import Path
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_SECONDS = 60.0
@@ -71,3 +72,25 @@ class OrderHandler(socketserver.StreamRequestHandler):
 
     def answer(self, reply):
         self.wfile.write(f"{reply}\n".encode())
+
+
+def note_start():
+    """A ``server.worker_start``: leaves a line in the file that the environment names, or does what it says there."""
+    order = os.environ.get("WORKER_START", "")
+    if order == "raise":
+        raise RuntimeError("no database")
+    if order == "hang":
+        time.sleep(MAX_SECONDS)
+    note("start")
+
+
+def note_stop():
+    """A ``server.worker_stop``."""
+    note("stop")
+    if os.environ.get("WORKER_STOP") == "raise":
+        raise RuntimeError("cannot say goodbye")
+
+
+def note(word):
+    with Path(os.environ["WORKER_NOTES"]).open("a") as notes:
+        notes.write(f"{word} {os.getpid()}\n")

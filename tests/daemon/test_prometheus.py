@@ -56,10 +56,11 @@ def test_no_counter_goes_back_under_deaths_and_a_reload(daemon) -> None:
     served = daemon("handlers:LineHandler", *LOCAL, workers=2, threads=4)
     seen = [scrape(served)]
     with Storm(served, clients=4) as storm:
-        for _ in range(5):
+        for deaths in range(1, 6):
             storm.wait_for_more(100)
             os.kill(served.workers()[0], SIGKILL)
             seen.append(scrape(served))
+            wait_for(lambda deaths=deaths: served.status()["totals"]["respawns"] == deaths, 20, "the replacement")
         assert served.ask("reload")["ok"]
         seen.append(scrape(served))
     seen.append(scrape(served))

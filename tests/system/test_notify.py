@@ -62,11 +62,11 @@ class TestReady:
         assert sandbox.show("second", "ExecMainStatus") == "71"
 
     def test_start_that_takes_longer_than_systemd_waits_is_extended(self, sandbox):
-        """As long as the pool still tries: here two seconds, where the unit gives one."""
+        """As long as the pool still tries: here seven seconds, where the unit gives five."""
         sandbox.share.joinpath("slow.py").write_text(
-            "import time; time.sleep(2)\nfrom handlers import *\n"
+            "import time; time.sleep(7)\nfrom handlers import *\n"
         )  # the import
-        more = "TimeoutStartSec=1s\nEnvironment=POOLSERVER_SERVER__PYTHONPATH=/run/share"
+        more = "TimeoutStartSec=5s\nEnvironment=POOLSERVER_SERVER__PYTHONPATH=/run/share"
         sandbox.unit("pool.service", service(f"slow:LineHandler -b {URL} -w 1", more))
         sandbox.systemctl("start", "pool")
         assert sandbox.ask(URL, b"hello\n") == b"hello\n"

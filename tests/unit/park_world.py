@@ -16,7 +16,8 @@ from poolserver.handover import Intake, Pair, Pairs, intakes, may_leave, may_mov
 from poolserver.networks import Source, source_of
 from poolserver.park import TRANSIT_PATIENCE, Park
 from poolserver.parked import READY, UNFIT, Limits, Parked, look
-from poolserver.scoreboard import Outcome, Scoreboard
+from poolserver.rows import Outcome
+from poolserver.scoreboard import Scoreboard
 from poolserver.station import Station, Terms
 from poolserver.waits import Wait
 from poolserver.wakeups import Wakeups

@@ -11,8 +11,12 @@ LOCAL = "127.0.0.0/8"
 
 
 def hazards(bind: list[str], **limits: object) -> str:
+    return hazards_of(bind, limits=limits)
+
+
+def hazards_of(bind: list[str], **sections: dict[str, object]) -> str:
     handler = "poolserver.examples.echo:EchoHandler"
-    return "\n".join(examine(from_sections({"server": {"handler": handler, "bind": bind}, "limits": limits})).hazards)
+    return "\n".join(examine(from_sections({"server": {"handler": handler, "bind": bind}, **sections})).hazards)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +49,24 @@ def test_limits_by_source_are_none_where_peers_differ_or_nobody_is_counted(
 ) -> None:
     """Strangers connect too, the proxy is exempt, a passed descriptor may be anything, or nothing is limited."""
     assert "local proxy" not in hazards(bind, **limits)
+
+
+def test_proxy_that_says_who_its_clients_are_makes_limits_by_source_no_hazard() -> None:
+    """Each is a source of its own."""
+    proxy = {"mode": "v2", "trusted": ["127.0.0.1"]}
+    found = hazards_of([TCP], limits={"per_source": 4}, proxy_protocol=proxy)
+    assert "local proxy" not in found
+
+
+@pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0"])
+def test_trusting_everybody_with_proxy_headers_is_a_hazard(network: str) -> None:
+    """Whoever connects could pass any limit."""
+    proxy = {"mode": "any", "trusted": ["192.0.2.1", network]}
+    assert f"proxy_protocol.trusted: {network} is everybody" in hazards_of([PUBLIC], proxy_protocol=proxy)
+    assert "is everybody" not in hazards_of([PUBLIC], proxy_protocol=proxy | {"trusted": ["192.0.2.0/24"]})
+
+
+def test_proxy_headers_are_not_for_datagrams() -> None:
+    """They are taken as they are, and that is said."""
+    proxy = {"mode": "any", "trusted": ["192.0.2.1"]}
+    assert "udp://127.0.0.1:0 takes datagrams as they are" in hazards_of([TCP, UDP], proxy_protocol=proxy)

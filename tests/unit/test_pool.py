@@ -29,6 +29,7 @@ from poolserver.events import (
     WorkerBooted,
     WorkerExited,
     WorkerReady,
+    WorkerSpent,
 )
 from poolserver.pool import Pool
 from poolserver.reload import LONGEST_WAIT, QUIET_INTERVAL
@@ -447,6 +448,82 @@ class TestAnswers:
         driver = Driver(1).started()
         for command in (Command.REOPEN, Command.MORE, Command.FEWER, Command.RELOAD, Command.STOP):
             assert answers(driver.step(command)) == []
+
+
+class TestRecycling:
+    def test_replacement_is_ready_before_the_spent_worker_leaves(self) -> None:
+        """As at a reload, but of the same generation."""
+        driver = Driver(1).started()
+        (old,) = driver.pool.workers
+        actions = driver.step(WorkerSpent(old, "has served 9 connections"))
+        (start,) = starts(actions)
+        assert (start.slot, start.generation) == (0, 1)
+        assert sent(actions) == []
+        assert sent(driver.step(WorkerReady(start.serial))) == [(old, Order.RETIRE)]
+        assert driver.pool.respawns == 0
+
+    def test_one_goes_at_a_time(self) -> None:
+        """The next when the one before has drained."""
+        driver = Driver(3).started()
+        first, second, third = list(driver.pool.workers)
+        started = [starts(driver.step(WorkerSpent(serial, "is old"))) for serial in (first, second, third)]
+        assert [len(each) for each in started] == [1, 0, 0]
+        assert starts(driver.step(WorkerReady(started[0][0].serial))) == []
+        assert [start.slot for start in starts(driver.step(WorkerExited(first, "exited with code 0")))] == [1]
+
+    def test_a_tenth_of_a_large_pool_goes_at_a_time(self) -> None:
+        """Thirty workers: three."""
+        driver = Driver(30).started()
+        count = sum(len(starts(driver.step(WorkerSpent(serial, "is old")))) for serial in list(driver.pool.workers))
+        assert count == 3
+
+    def test_spent_worker_serves_on_while_its_replacement_cannot_start(self) -> None:
+        """A broken deployment does not empty the pool."""
+        driver = Driver(1).started()
+        (old,) = driver.pool.workers
+        driver.step(WorkerSpent(old, "is old"))
+        for _ in range(5):
+            driver.step(WorkerExited(driver.serial_of_newcomer(0), "exited with code 1"))
+            assert driver.pool.workers[old].state is WorkerState.READY
+            driver.until_newcomer(0)
+        assert driver.pool.state is PoolState.DEGRADED
+
+    def test_waits_for_the_end_of_a_reload(self) -> None:
+        """Which replaces everybody anyway."""
+        driver = Driver(2).started()
+        driver.step(Command.RELOAD)
+        driver.step(Prepared(driver.pool.policy))
+        assert starts(driver.step(WorkerSpent(next(iter(driver.pool.workers)), "is old"))) == []
+
+
+class TestLameDuck:
+    def test_door_closes_after_it(self) -> None:
+        """Until then everybody accepts."""
+        driver = Driver(2, lame_duck_timeout=5.0).started()
+        actions = driver.step(Command.STOP)
+        assert CloseDoor() not in actions
+        assert sent(actions) == []
+        assert driver.pool.state is PoolState.DRAINING
+        actions = driver.step(after=5.0)
+        assert CloseDoor() in actions
+        assert [order for _, order in sent(actions)] == [Order.DRAIN, Order.DRAIN]
+
+    def test_worker_that_dies_in_it_is_replaced(self) -> None:
+        """There is somebody to serve."""
+        driver = Driver(1, lame_duck_timeout=5.0).started()
+        driver.step(Command.STOP)
+        actions = driver.step(WorkerExited(next(iter(driver.pool.workers)), KILLED))
+        assert len(starts(actions)) == 1
+        assert finish(actions) is None
+
+    def test_stop_now_ends_it(self) -> None:
+        """And nothing comes of it later."""
+        driver = Driver(1, lame_duck_timeout=5.0).started()
+        driver.step(Command.STOP)
+        (serial,) = driver.pool.workers
+        assert sent(driver.step(Command.STOP_NOW)) == [(serial, Order.STOP_NOW)]
+        assert CloseDoor() not in driver.step(WorkerExited(serial, "exited with code 0"), after=1.0)
+        assert driver.pool.state is PoolState.STOPPED
 
 
 def said(actions: list[Action]) -> str:

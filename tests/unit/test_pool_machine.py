@@ -25,6 +25,7 @@ from poolserver.events import (
     WorkerBooted,
     WorkerExited,
     WorkerReady,
+    WorkerSpent,
 )
 from poolserver.pool import Pool
 from poolserver.states import Policy, WorkerState
@@ -37,11 +38,13 @@ ACCEPTING = (WorkerState.READY, WorkerState.HUNG)
 class PoolMachine(RuleBasedStateMachine):
     """Does what the master does, with workers that do anything at any time."""
 
+    lame_duck = 0.0
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.jitter = 0.5
-        policy = Policy(3, boot_timeout=5.0, graceful_timeout=4.0)
+        policy = Policy(3, boot_timeout=5.0, graceful_timeout=4.0, lame_duck_timeout=self.lame_duck)
         self.pool = Pool(policy, jitter=lambda: self.jitter)
         self.prepared: Event = Prepared(policy)
         self.is_prepared = False
@@ -139,6 +142,11 @@ class PoolMachine(RuleBasedStateMachine):
             self.apply(WorkerExited(serial, "was killed by SIGKILL"))
 
     @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def worker_has_served_enough(self, data: st.DataObject) -> None:
+        self.apply(WorkerSpent(self.some_worker(data), "is old"))
+
+    @precondition(lambda self: self.alive)
     @rule()
     def who_is_to_leave_leaves(self) -> None:
         leaving = (WorkerState.RETIRING, WorkerState.STOPPING, WorkerState.KILLED)
@@ -174,6 +182,8 @@ class PoolMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Asked to stop, with workers that obey, it ends."""
         self.apply(Command.STOP)
+        self.now += self.lame_duck
+        self.apply(None)
         for serial in sorted(self.alive):
             self.alive.discard(serial)
             self.apply(WorkerExited(serial, "exited with code 0"))
@@ -225,7 +235,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_draining_pool_is_over_when_nobody_is_left(self) -> None:
-        if self.pool.is_leaving and not self.alive:
+        if self.pool.is_leaving and not self.alive and not self.lame_duck:
             assert self.finished
 
     @invariant()
@@ -233,5 +243,13 @@ class PoolMachine(RuleBasedStateMachine):
         assert not [w for w in self.pool.workers.values() if w.deadline <= self.now]
 
 
+class LameDuckMachine(PoolMachine):
+    """The same with a stop that goes on accepting for a while."""
+
+    lame_duck = 3.0
+
+
 PoolMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestPoolMachine = PoolMachine.TestCase
+LameDuckMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestLameDuckMachine = LameDuckMachine.TestCase
