@@ -58,9 +58,10 @@ def test_no_counter_goes_back_under_deaths_and_a_reload(daemon) -> None:
     with Storm(served, clients=4) as storm:
         for deaths in range(1, 6):
             storm.wait_for_more(100)
-            os.kill(served.workers()[0], SIGKILL)
+            os.kill(served.status()["workers"][0]["pid"], SIGKILL)
             seen.append(scrape(served))
             wait_for(lambda deaths=deaths: served.status()["totals"]["respawns"] == deaths, 20, "the replacement")
+            wait_for(lambda: served.status()["state"] == "serving", 20, "its readiness")
         assert served.ask("reload")["ok"]
         seen.append(scrape(served))
     seen.append(scrape(served))

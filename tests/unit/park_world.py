@@ -86,7 +86,7 @@ class Site:
         self.wakeups: Wakeups[Any] = Wakeups(intakes(world.pairs, {0: self.here}), is_shared=True)
         self.wakeups.open()
         quarters = world.board.quarters(world.berths[ordinal])
-        self.park = Park(self.wakeups, quarters, self.claims, Terms(max_parked=MAX_PARKED, max_head=MAX_HEAD))
+        self.park = Park(self.wakeups, quarters, self.claims, Terms(max_parked=world.max_parked, max_head=MAX_HEAD))
         self.first_lane = world.berths[ordinal].first
         self.lanes: list[Parked | None] = [None] * LANES
         self.unsent: list[Parked] = []
@@ -113,8 +113,15 @@ class Site:
             self.add(parked, lane)
 
     def add(self, parked: Parked, lane: int) -> None:
-        """Park what a lane has."""
+        """Park what a lane has. Who goes for it: the oldest that has sent nothing, the oldest between two requests, or
+        itself; and only if the park is full."""
+        candidates = [*self.park.silent, *self.park.between, parked]
         for victim in self.park.add(parked, self.first_lane + lane):
+            if victim.ending is Outcome.REFUSED_MAX_PARKED:
+                assert victim is candidates[0]
+                assert len(self.park) >= self.park.quota
+            else:
+                assert victim.request.fileno() < 0
             self.end(victim)
 
     def wake(self) -> bool:
@@ -212,12 +219,12 @@ class Site:
         if parked.conversation is not None:
             parked.conversation.end()
         self.park.drop(parked)
-        self.world.client_at(parked.address).is_over = True
+        self.world.end(parked.address)
 
     def close(self, parked: Parked) -> None:
         """Over, by its handler."""
         parked.request.close()
-        self.world.client_at(parked.address).is_over = True
+        self.world.end(parked.address)
 
     def held(self) -> Iterator[Parked]:
         """All that is here, each as often as it is found."""
@@ -251,6 +258,7 @@ class World:
     clients: list[Client] = field(default_factory=list)
     flights: list[Flight] = field(default_factory=list)
     offset: float = 0.0
+    max_parked: int = MAX_PARKED
 
     def __post_init__(self) -> None:
         self.berths = [self.board.allot(LANES) for _ in range(SITES)]
@@ -266,9 +274,14 @@ class World:
         """Each has an address of its own."""
         return self.clients[address[1]]
 
+    def end(self, address: tuple[str, int]) -> None:
+        """It is over, if it is a client of ours."""
+        if address[1] < len(self.clients):
+            self.client_at(address).is_over = True
+
     def connect(self, site: Site, who: int, first: bytes) -> None:
         """A client that may have spoken when it is accepted."""
-        mine, theirs = socket.socketpair()
+        theirs, mine = socket.socketpair()  # in this order: the first has the lowest number that is free
         client = Client(who, (f"192.0.2.{who}", len(self.clients)), mine)
         self.clients.append(client)
         mine.sendall(first)

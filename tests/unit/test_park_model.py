@@ -7,6 +7,7 @@ import itertools
 import socket
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -15,6 +16,8 @@ from park_world import LANES, MAX_HEAD, MAX_PARKED, SITES, Client, World
 from poolserver.claims import _USED
 from poolserver.parked import READY, Parked, look
 from poolserver.waits import Wait
+
+pytestmark = pytest.mark.timeout(300)  # of which a failure uses much, to find a short example
 
 SOURCES = 3
 sites = st.integers(0, SITES - 1)
@@ -75,8 +78,31 @@ class Parks(RuleBasedStateMachine):
         for parked in self.found(client) if client else []:
             if parked.is_between:
                 parked.request.close()
-                parked.station.is_movable = True
                 client.is_left = True
+
+    @rule(site=sites, who=who, count=st.integers(1, 3), has_stock_finish=st.booleans())
+    def regulars_come(self, site: int, who: int, count: int, has_stock_finish: bool) -> None:
+        """They ask, are answered, and stay."""
+        here = self.world.sites[site]
+        for _ in range(count):
+            if (lane := here.idle) is not None:
+                self.world.connect(here, who, b"line\n")
+                here.exchange(lane, goes_on=True, has_stock_finish=has_stock_finish)
+
+    @rule()
+    def all_speak(self) -> None:
+        for number in range(len(self.world.clients)):
+            self.speaks(number, b"line\n")
+
+    @rule(site=sites, who=who, place=st.integers(0, 9))
+    def number_is_reused(self, site: int, who: int, place: int) -> None:
+        """By a newcomer that is parked where another's handler has just closed its connection."""
+        here = self.world.sites[site]
+        if here.park.between and here.idle is not None:
+            parked = list(here.park.between)[place % len(here.park.between)]
+            parked.request.close()
+            self.world.client_at(parked.address).is_left = True
+            self.world.connect(here, who, b"")
 
     # What workers do
 
@@ -136,6 +162,7 @@ class Parks(RuleBasedStateMachine):
         for parked in [*here.park.silent, *here.park.speaking, *here.park.between]:
             if parked.request.fileno() >= 0:
                 assert look(parked.request, Wait.LINE, MAX_HEAD) not in READY
+        assert not here.wakeups.has_passed_on
 
     # What holds
 
@@ -228,5 +255,5 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
-Parks.TestCase.settings = settings(max_examples=1500, stateful_step_count=80, deadline=None)
+Parks.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
 TestParks = Parks.TestCase
