@@ -2,7 +2,7 @@
 
 import ipaddress
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from poolserver.networks import Networks, source_of
 from poolserver.privileges import Account
 from poolserver.sections import Config
 from poolserver.shortage import most_descriptors
+from poolserver.surroundings import refuse_daemon
 
 OTHER_DESCRIPTORS = 64
 """What a worker has open beside its connections, and its handlers' own files, at a guess."""
@@ -38,7 +39,9 @@ def examine(loaded: Loaded) -> Report:
     report = Report(effective(loaded))
     account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
-    for is_usable in (lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)):
+    checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)]
+    checks += [refuse_daemon] if settings.server.daemonize else []
+    for is_usable in checks:
         try:
             is_usable()
         except ConfigError as error:
@@ -81,7 +84,7 @@ def _account_hazards(settings: Config, addresses: list[Address], account: Accoun
     low = [address.url for address in addresses if isinstance(address.sockaddr, tuple) and address.sockaddr[1] < first]
     if low:
         yield f"{low[0]}: only root can bind it: after a reload or upgrade that moves it, a restart is needed"
-    files = {"log.file": settings.log.file}
+    files = {"log.file": settings.log.file, "server.pidfile": settings.server.pidfile}
     files |= {address.url: str(address.sockaddr) for address in addresses if address.has_file}
     for what, path in files.items():
         if path and not account.may_write(Path(path).parent):
@@ -115,6 +118,8 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
         yield f"socket.backlog = {settings.socket.backlog} is cut to {limit} by net.core.somaxconn"
     if not settings.timeouts.idle:
         yield "timeouts.idle is off: a client that falls silent holds its lane for ever"
+    if settings.server.daemonize and not settings.log.file:
+        yield "server.daemonize without log.file: a daemon has no standard error, and its log is lost"
     yield from _limit_hazards(settings, addresses)
     if settings.proxy_protocol.mode != "off":
         yield from _proxy_hazards(settings.proxy_protocol.trusted, addresses)

@@ -76,9 +76,11 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
         "bind": f"Where to listen; may repeat. {urls}.  [default: tcp://127.0.0.1:20000]",
         "workers": "Worker processes; auto = cores, 0 = everything in this process.  [default: auto]",
         "threads": "Lanes (threads) in each worker, each with one connection at a time.  [default: 8]",
+        "daemon": "Leave the shell once the pool serves; see server.pidfile.",
         "set": "Set any key of the configuration; may repeat.",
     }
     for decorate in (
+        click.option("--daemon", "is_daemon", is_flag=True, help=helps["daemon"]),
         click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help=helps["set"]),
         click.option("-t", "--threads", metavar="N", help=helps["threads"]),
         click.option("-w", "--workers", metavar="N", help=helps["workers"]),
@@ -125,6 +127,7 @@ def _loaded(
     workers: str | None,
     threads: str | None,
     sets: Sequence[str],
+    is_daemon: bool,
 ) -> Loaded:
     options: dict[str, Option] = {}
     for text in sets:
@@ -132,6 +135,8 @@ def _loaded(
         if not equals or "." not in key:
             raise UsageError(f"--set {text}: want SECTION.KEY=VALUE, as in --set pool.threads=4")
         options[key.strip()] = Option(value.strip(), "--set")
+    if is_daemon:
+        options["server.daemonize"] = Option("true", "--daemon")
     if bind:
         options["server.bind"] = Option(tuple(bind), "--bind")
     named = {

@@ -38,11 +38,11 @@ def make_folder(folder: Path, *, for_another: bool = False) -> None:
     """
     with contextlib.suppress(FileExistsError):
         folder.mkdir(0o700)
-    if for_another:
-        folder.chmod(0o755)  # each server's socket there is its own user's, who must reach it
     found = folder.lstat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o40022 != 0o40000:
         raise SystemRefusedError(f"{folder} is not a folder of ours alone to write to")
+    if for_another:
+        folder.chmod(0o755)  # each server's socket there is its own user's, who must reach it
 
 
 def candidates(name: str, environ: Mapping[str, str], uid: int) -> list[Path]:

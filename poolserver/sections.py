@@ -78,8 +78,10 @@ class Server(Section):
     group: Text = ""
     umask: OctalMode = Mode(0o027)
     chdir: AnchoredPath = ""
+    pidfile: AnchoredPath = ""
     worker_start: Text = ""
     worker_stop: Text = ""
+    daemonize: bool = False
 
     @property
     def service_name(self) -> str:
