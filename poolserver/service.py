@@ -19,7 +19,7 @@ from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import UsageError
 from poolserver.events import Start
-from poolserver.generation import Generation, Succession, allowance_of, policy_of
+from poolserver.generation import Generation, Succession
 from poolserver.handover import Pairs
 from poolserver.herald import Health, Herald
 from poolserver.listener import Listener
@@ -27,6 +27,7 @@ from poolserver.master import Master
 from poolserver.metrics import Observer
 from poolserver.parties import Attendant, Spawn, WorkerHandle
 from poolserver.pool import Pool
+from poolserver.portions import allowance_of, policy_of
 from poolserver.recycling import Recycler
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard

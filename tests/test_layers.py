@@ -17,8 +17,8 @@ FILES = sorted(PACKAGE.glob("*.py"))
 LAYERS = """
     __main__ cli top trends whereabouts tables check __init__ exporter server service surroundings daemonize pidfile
     vigil herald console companion control metrics queues rendezvous remote master parties resident worker
-    generation recycling handlers functions crew attendant deadlines mending here lane reception handling handover
-    park parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info
+    generation portions recycling handlers functions crew attendant deadlines mending here lane reception handling
+    handover park parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info
     socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals failures log
     privileges config sections values proxy_protocol admission sources claims networks scoreboard rows pool turnover
     fates roster reload tally repeats snapshot events states commands errors
