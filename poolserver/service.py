@@ -13,7 +13,7 @@ from pathlib import Path
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, control, handlers, log, process, shortage, signals
+from poolserver import config, control, handlers, log, process, shortage, signals, tls
 from poolserver.admission import Limits
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
@@ -120,7 +120,7 @@ def listener_options(settings: Config) -> Options:
 
 
 def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
-    """The narrow values that a crew needs."""
+    """The narrow values that a crew needs. Raises ConfigError where the certificate cannot be used."""
     timeouts, parking = settings.timeouts, settings.parking
     return Terms(
         limits=Limits.parse(**settings.limits.model_dump()),
@@ -136,6 +136,8 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         proxy_mode=settings.proxy_protocol.mode,
         proxy_trusted=Networks.parse(settings.proxy_protocol.trusted),
         proxy_timeout=settings.proxy_protocol.timeout,
+        tls=tls.context_for(settings.server.bind, **settings.tls.model_dump(exclude={"handshake_timeout"})),
+        handshake_timeout=settings.tls.handshake_timeout,
         service_interval=service_interval,
     )
 

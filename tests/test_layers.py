@@ -18,8 +18,8 @@ LAYERS = """
     __main__ cli tables check __init__ server service control metrics queues rendezvous remote master resident worker
     handlers functions crew attendant deadlines mending here lane reception handling handover park parked conversation
     shortage station door wakeups waits adapter listener tcp_info unix_path holders address datagrams shared_socket
-    process signals failures log config sections values proxy_protocol admission sources claims networks scoreboard
-    pool roster tally repeats snapshot states events commands errors
+    process signals failures log config sections values proxy_protocol tls admission sources claims networks
+    scoreboard pool roster tally repeats snapshot states events commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
