@@ -15,9 +15,9 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli top trends whereabouts tables check __init__ exporter server service surroundings daemonize pidfile
-    herald console companion control metrics queues rendezvous remote master resident worker generation recycling
-    handlers functions crew attendant deadlines mending here lane reception handling handover park parked
+    __main__ cli top trends whereabouts tables check unit __init__ exporter server service surroundings daemonize
+    pidfile herald console companion control metrics queues rendezvous remote master resident worker generation
+    recycling handlers functions crew attendant deadlines mending here lane reception handling handover park parked
     conversation shortage station door wakeups waits adapter binding listener systemd tcp_info socket_options
     unix_path holders address datagrams shared_socket process inquiry stacks signals failures log privileges config
     sections values proxy_protocol admission sources claims networks scoreboard rows pool fates roster reload tally

@@ -125,7 +125,8 @@ class Sandbox:
 
     def service_log(self) -> str:
         """Standard error of the service under test."""
-        return (self.share / "service.log").read_text(errors="replace")
+        path = self.share / "service.log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def log(self) -> str:
         """What systemd said."""
