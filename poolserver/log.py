@@ -4,6 +4,7 @@ The library only uses the logger ``poolserver``; a daemon calls ``configure`` on
 a line, so that lines of several processes in one file are never torn, and a failing write stops nobody.
 """
 
+import contextlib
 import fcntl
 import importlib
 import logging
@@ -12,7 +13,7 @@ import re
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import setproctitle
 
@@ -75,7 +76,8 @@ class LineHandler(logging.Handler):
                 "cannot reopen log.file %s: %s; going on with the old one", self._path, error.strerror
             )
             return
-        old, self._fd = self._fd, fresh
+        with self._held():  # a lane that is writing must not meet the number again as a client's connection
+            old, self._fd = self._fd, fresh
         os.close(old)
         self.follow()
 
@@ -95,8 +97,19 @@ class LineHandler(logging.Handler):
 
     def close(self) -> None:
         """Give the descriptor back: another handler has taken over."""
-        os.close(self._fd)
+        with self._held():
+            fd, self._fd = self._fd, -1
+        os.close(fd)
         super().close()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """While the block runs, nobody writes."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -195,6 +195,11 @@ class Row:
         words[_ACCEPTED] = counts[_ACCEPTED]
         words[outcome] = counts[outcome]
 
+    @property
+    def is_hung(self) -> bool:
+        """Whether ``hung`` was the last word on this lane."""
+        return self._words[STATE] == LaneState.HUNG
+
     def hung(self) -> None:
         """The lane does not come back."""
         self._words[STATE] = LaneState.HUNG

@@ -19,13 +19,15 @@ from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import UsageError
 from poolserver.events import Start
-from poolserver.generation import Generation, Succession, allowance_of, policy_of
+from poolserver.generation import Generation, Succession
 from poolserver.handover import Pairs
 from poolserver.herald import Health, Herald
 from poolserver.listener import Listener
-from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.master import Master
 from poolserver.metrics import Observer
+from poolserver.parties import Attendant, Spawn, WorkerHandle
 from poolserver.pool import Pool
+from poolserver.portions import allowance_of, policy_of
 from poolserver.recycling import Recycler
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
@@ -34,6 +36,7 @@ from poolserver.states import WorkerState
 from poolserver.station import Terms
 from poolserver.surroundings import Surroundings, surround
 from poolserver.tally import Tally
+from poolserver.vigil import Vigil
 from poolserver.worker import Seat, Worker, never_accepted
 
 _log = logging.getLogger("poolserver")
@@ -238,7 +241,15 @@ def _supervise(
     else:
         spawning = forking_spawn(succession.of, board, inbox, register, desk, listeners=succession.listeners)
     ledger = _Ledger(board)
-    recycler = Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board)
+    attendants: list[Attendant] = [
+        Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board),
+        Vigil(
+            lambda: succession.settings.timeouts.worker,
+            lambda: succession.settings.timeouts.handler,
+            lambda: accepting(pool, master),
+            board,
+        ),
+    ]
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
         observer = _observer(succession, register, board)
@@ -258,9 +269,9 @@ def _supervise(
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=[recycler, desk, *([herald] if manager.notify_address else [])],
-            on_answer=desk.answer,
+            attendants=[*attendants, desk, *([herald] if manager.notify_address else [])],
         )
+        master.report_to(desk)
         desk.connect(pool, master, observer)
         master.run()
         if policy.resident:
@@ -268,13 +279,21 @@ def _supervise(
     _log.info("stopped: %s", ledger)
 
 
+def accepting(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
+    """The workers that accept, by their serials."""
+    workers = pool.workers
+    places = master.roster().items()
+    return {} if pool.policy.resident else {serial: place for serial, place in places if workers[serial].is_accepting}
+
+
 def stayers(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
     """The workers that accept and are to stay, by their serials."""
     workers = pool.workers
+    places = accepting(pool, master).items()
     return {
         serial: place
-        for serial, place in master.roster().items()
-        if workers[serial].state is WorkerState.READY and not (workers[serial].is_outgoing or pool.policy.resident)
+        for serial, place in places
+        if workers[serial].state is WorkerState.READY and not workers[serial].is_outgoing
     }
 
 
