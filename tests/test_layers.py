@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli top trends whereabouts tables check __init__ exporter server service surroundings daemonize pidfile
-    vigil herald console companion control metrics queues rendezvous remote master parties resident worker
+    __main__ cli top trends whereabouts tables check unit __init__ exporter server service surroundings daemonize
+    pidfile vigil herald console companion control metrics queues rendezvous remote master parties resident worker
     generation portions recycling handlers functions crew attendant deadlines mending here lane reception handling
     handover park parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info
     socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals failures log
