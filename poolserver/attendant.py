@@ -85,10 +85,11 @@ class Attendant:
         self._next_look = max(now + SOON, min(now + TICK, self._park.nearest(self._limits)))
 
     def tick(self) -> None:
-        """Once a second: what status shows, and this worker's share of ``max_parked``."""
+        """At each tick: a sign of life, what status shows, and this worker's share of ``max_parked``."""
         self._park.share_out()
         self._park.settle(time.monotonic())
         oldest = self._park.oldest()
+        self._park.row.sign()
         self._park.row.oldest(0 if oldest == math.inf else int(oldest * 1e9), is_stressed=self.is_stressed)
 
     def drain(self, now: float, *, hand_over: bool) -> None:
@@ -99,8 +100,9 @@ class Attendant:
         self._park.part()
         self.is_close = True
         patience = min(DRAIN_PATIENCE, self._terms.graceful_timeout)
-        head = min(patience, self._limits.head)
-        grace = Limits(patience, Outcome.CUT, head, -math.inf, Outcome.SERVED, header=patience)
+        head, handshake = min(patience, self._limits.head), min(self._terms.graceful_timeout, self._limits.handshake)
+        prefaces = {"header": patience, "hello": patience, "handshake": handshake}
+        grace = Limits(patience, Outcome.CUT, head, -math.inf, Outcome.SERVED, **prefaces)
         self._limits = grace
         self._next_look = 0.0
         self.look(now)

@@ -53,6 +53,7 @@ class Console:
         self._socket = asked
         self._metrics = metrics
         self._inquiry = Inquiry()
+        self._examined_slots: dict[int, int] = {}
         self._exporter: Companion | None = None
 
     def connect(self, pool: Pool, master: Supervisor, observer: Observer) -> None:
@@ -66,6 +67,7 @@ class Console:
         self._observer = observer
         self._inquiry.send = master.signal
         self._inquiry.on_done = self._told_stacks
+        self._inquiry.on_examined = self._examined
         self._socket.serve({"status": lambda _asker: {"status": self._snapshot()}, "stacks": self._ask_stacks})
         if self._metrics is not None:
             self._exporter = Companion("metrics", self._fork_exporter, may_restart=not pool.policy.resident)
@@ -76,8 +78,17 @@ class Console:
         return self._inquiry.pipe(serial)
 
     def answer(self, asker: int, ok: bool, reason: str) -> None:
-        """What became of a command."""
+        """Tell an asker whether what it asked for has happened, and if not, why."""
         self._socket.answer(asker, ok, reason)
+
+    def examine(self, serial: int) -> None:
+        """Have the threads of a worker that does not answer by itself written to the log."""
+        self._examined_slots[serial] = self._pool.workers[serial].slot  # it may be buried when its answer comes
+        self._inquiry.examine(serial, time.monotonic())
+
+    def last_words(self, serial: int) -> str:
+        """The stack that a worker left which has crashed, or nothing."""
+        return self._inquiry.last_words(serial)
 
     def interests(self) -> dict[int, int]:
         return {fd: events for part in self._parts() for fd, events in part.interests().items()}
@@ -115,6 +126,10 @@ class Console:
             self._inquiry.begin(asker, time.monotonic())
             return None
         return self._stacks(dict.fromkeys(self._master.roster(), stacks.text(None) + stacks.END.decode()))
+
+    def _examined(self, serial: int, text: str) -> None:
+        what = "where its threads are" if text else "it is stopped, and cannot tell where its threads are"
+        _log.error("worker %d: %s", self._examined_slots.pop(serial), what, extra={"details": text})
 
     def _told_stacks(self, asker: int, texts: Mapping[int, str]) -> None:
         self._socket.answer(asker, True, "", **self._stacks(texts))

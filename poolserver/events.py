@@ -21,7 +21,8 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """``how`` is a clause such as "was killed by SIGKILL"; ``reason`` what it reported before, or empty."""
+    """``how`` is a clause such as "was killed by SIGKILL", which may have further lines with its last stack; ``reason``
+    what it reported before, or empty."""
 
     serial: int
     how: str
@@ -34,6 +35,22 @@ class WorkerSpent:
 
     serial: int
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSick:
+    """``why`` is a clause. One that ``is_silent`` has nothing to finish: it cannot."""
+
+    serial: int
+    why: str
+    is_silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRevived:
+    """One that was silent gives signs of life again."""
+
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +102,8 @@ Event = (
     | WorkerReady
     | WorkerExited
     | WorkerSpent
+    | WorkerSick
+    | WorkerRevived
     | ForkFailed
     | ListenerLost
     | Prepared
@@ -111,6 +130,13 @@ class Start:
 class Send:
     serial: int
     order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Ask a worker that does not answer by itself where its threads are, for the log."""
+
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,5 +210,17 @@ class Finish:
 
 
 Action = (
-    Start | Send | Announce | CloseDoor | Prepare | Commit | Abandon | Withdraw | ReopenLogs | Say | Answer | Finish
+    Start
+    | Send
+    | Examine
+    | Announce
+    | CloseDoor
+    | Prepare
+    | Commit
+    | Abandon
+    | Withdraw
+    | ReopenLogs
+    | Say
+    | Answer
+    | Finish
 )

@@ -9,7 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from poolserver.commands import Order
-from poolserver.events import Abandon, Action, Commit, Ending, Finish, Say, Send
+from poolserver.events import (
+    Abandon,
+    Action,
+    Commit,
+    Ending,
+    Event,
+    Examine,
+    Finish,
+    ForkFailed,
+    Say,
+    Send,
+    WorkerBooted,
+    WorkerExited,
+    WorkerReady,
+    WorkerRevived,
+    WorkerSick,
+    WorkerSpent,
+)
 from poolserver.roster import DRAIN_GRACE, STOP_GRACE, Roster
 from poolserver.states import Happening, PoolState, Slot, Worker, WorkerState
 
@@ -22,6 +39,25 @@ class Fates(Roster):
     _was_ever_ready: bool = False
     _boot_failure: Finish = field(default_factory=lambda: Finish(Ending.NO_WORKER_STARTED))
     _untold: list[Action] = field(default_factory=list)  # failures at the first boot: if no worker starts, Finish tells
+
+    def take_fact(self, event: Event) -> None:
+        """What has happened to a worker."""
+        match event:
+            case WorkerBooted(serial):
+                self.befall(self.workers[serial], Happening.BOOTED)
+            case WorkerReady(serial):
+                self.befall(self.workers[serial], Happening.READY)
+            case WorkerExited(serial, how, reason):
+                self.befall(self.workers.pop(serial), Happening.EXITED, how, reason)
+            case WorkerSpent(serial, why):
+                if serial in self.workers:
+                    self.workers[serial].spent = why
+            case WorkerSick(serial, why, is_silent):
+                self.fell_sick(self.workers[serial], why, is_silent=is_silent)
+            case WorkerRevived(serial):
+                self.revived(self.workers[serial])
+            case ForkFailed(serial, reason):
+                self.fork_failed(self.workers.pop(serial), reason)
 
     def befall(self, worker: Worker, happening: Happening, how: str = "", reason: str = "") -> None:
         """A missing cell: nothing is to be done (a worker that retires before its ready byte was read, for one)."""
@@ -40,6 +76,23 @@ class Fates(Roster):
             slot.put_off(self._now, self.jitter())
         self.say("ERROR", f"worker {worker.slot} could not be forked: {reason}")
         self._boot_failure = Finish(Ending.NO_FORK, reason)
+
+    def fell_sick(self, worker: Worker, why: str, *, is_silent: bool) -> None:
+        """It is replaced first. One that still answers then has its time to finish; a silent one is killed."""
+        if not worker.is_accepting:
+            return
+        worker.is_silent = worker.is_silent or is_silent
+        worker.state = WorkerState.HUNG
+        self.say("ERROR", f"worker {worker.slot} {why}; replacing it")
+        if is_silent:
+            self._actions.append(Examine(worker.serial))
+        self.replace(worker)
+
+    def revived(self, worker: Worker) -> None:
+        """It may finish what it has; a replacement is on its way already."""
+        if worker.state is WorkerState.HUNG and worker.is_silent:
+            worker.is_silent = False
+            self.say("WARNING", f"worker {worker.slot} gives signs of life again; it leaves when it is replaced")
 
     def _canary_booted(self, worker: Worker, _how: str, _reason: str) -> None:
         """The commit point."""
@@ -101,13 +154,15 @@ class Fates(Roster):
         (self._actions if self._was_ever_ready else self._untold).append(say)
         self._boot_failure = Finish(Ending.NO_WORKER_STARTED, f"{first}\n{details}".strip())
 
-    def _died(self, worker: Worker, how: str, reason: str) -> None:
+    def _died(self, worker: Worker, how: str, _reason: str) -> None:
         """A death after it was ready: replaced at once, up to the rate for the whole pool."""
-        self.say("ERROR", f"worker {worker.slot} {how}; replacing it", reason)
+        how, _, details = how.partition("\n")
+        self.say("ERROR", f"worker {worker.slot} {how}; replacing it", details)
         self.vacate(worker)
 
     def _left(self, worker: Worker, how: str, _reason: str) -> None:
-        self.say("INFO", f"worker {worker.slot} {how}")
+        how, _, details = how.partition("\n")
+        self.say("INFO", f"worker {worker.slot} {how}", details)
         self.vacate(worker)
 
     def _boot_overdue(self, worker: Worker, _how: str, _reason: str) -> None:
@@ -142,6 +197,7 @@ _TABLE: dict[tuple[WorkerState, Happening], Callable[[Fates, Worker, str, str], 
     (_S.STARTING, _H.EXITED): Fates._failed_to_start,
     (_S.STARTING, _H.OVERDUE): Fates._boot_overdue,
     (_S.READY, _H.EXITED): Fates._died,
+    (_S.HUNG, _H.EXITED): Fates._died,
     (_S.RETIRING, _H.EXITED): Fates._left,
     (_S.RETIRING, _H.OVERDUE): Fates._drain_overdue,
     (_S.STOPPING, _H.READY): Fates._ready_too_late,

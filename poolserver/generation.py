@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Self
 
 from poolserver import handlers, log, sections
-from poolserver.admission import Limits
 from poolserver.binding import Group, bind_groups, close_all
 from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
-from poolserver.listener import Listener, Options
-from poolserver.networks import Networks
-from poolserver.privileges import Account
-from poolserver.recycling import Allowance
-from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
+from poolserver.listener import Listener
+from poolserver.portions import listener_options, policy_of, terms_of
 from poolserver.sections import Config
-from poolserver.states import Policy
 from poolserver.station import Station, Terms
 from poolserver.systemd import Manager
 
@@ -266,65 +261,6 @@ def load(settings: Config) -> handlers.Service:
     """Import what the configuration names. Raises ConfigError."""
     section = settings.server
     return handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
-
-
-def policy_of(settings: Config) -> Policy:
-    """The narrow values that the pool needs."""
-    workers, timeouts = settings.pool.worker_count, settings.timeouts
-    return Policy(
-        max(1, workers),
-        timeouts.boot,
-        timeouts.graceful,
-        lame_duck_timeout=timeouts.lame_duck,
-        resident=workers == 0,
-        lanes=settings.pool.threads,
-        most_workers=min(MAX_WORKERS, MAX_LANES // settings.pool.threads),
-    )
-
-
-def allowance_of(settings: Config) -> Allowance:
-    """The narrow values that recycling needs."""
-    section = settings.recycle
-    return Allowance(section.connections, section.jitter, section.rss, section.age)
-
-
-def listener_options(settings: Config) -> Options:
-    """The narrow values that a listener needs."""
-    section = settings.socket
-    return Options(
-        backlog=section.backlog,
-        reuse_address=section.reuse_address,
-        nodelay=section.nodelay,
-        keepalive=section.keepalive,
-        user_timeout=section.user_timeout,
-        ipv6_only=section.ipv6_only,
-        defer_accept=section.defer_accept,
-        receive_buffer=section.receive_buffer,
-        unix_mode=section.unix_mode,
-        idle_timeout=settings.timeouts.idle,
-        owner=Account.named(settings.server.user, settings.server.group),
-    )
-
-
-def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
-    """The narrow values that a crew needs."""
-    timeouts, parking, proxy = settings.timeouts, settings.parking, settings.proxy_protocol
-    return Terms(
-        limits=Limits.parse(**settings.limits.model_dump()),
-        backlog=backlog,
-        graceful_timeout=timeouts.graceful,
-        handler_timeout=timeouts.handler,
-        first_byte_timeout=timeouts.first_byte,
-        head_timeout=timeouts.head,
-        keep_alive=parking.keep_alive,
-        wait_for=parking.wait_for,
-        max_head=parking.max_head,
-        max_parked=parking.max_parked,
-        proxy_mode=proxy.mode,
-        proxy_trusted=Networks.parse(proxy.trusted),
-        proxy_timeout=proxy.timeout,
-        service_interval=service_interval,
-    )
 
 
 def _changed(before: Loaded, after: Loaded) -> list[str]:

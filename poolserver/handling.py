@@ -91,6 +91,11 @@ class Handling:
         """``request`` ends as ``outcome``, whatever its handler does now, unless this lane has another by then."""
         self._ended_from_outside = (request, outcome)
 
+    @property
+    def is_hung(self) -> bool:
+        """Whether its handler has been given up."""
+        return self._row.is_hung
+
     def mark_hung(self) -> None:
         """Write it on the scoreboard: the lane itself cannot."""
         self._row.hung()

@@ -35,6 +35,10 @@ class _Sheet:
     def is_complete(self) -> bool:
         return self.received.endswith(stacks.END) or len(self.received) >= stacks.MAX_BYTES
 
+    @property
+    def text(self) -> str:
+        return self.received.decode("utf-8", "replace")
+
     def read(self) -> bool:
         """Take what is there. False: the worker is gone."""
         try:
@@ -47,12 +51,15 @@ class _Sheet:
 
 @dataclass
 class Inquiry:
-    """``send(serial, signum)`` signals a worker; ``on_done(asker, texts)`` is told what each has said, by serial."""
+    """``send(serial, signum)`` signals a worker; ``on_done(asker, texts)`` is told what each has said, by serial;
+    ``on_examined(serial, text)`` what one has said that was forced to."""
 
     send: Callable[[int, int], None] = lambda _serial, _signum: None
     on_done: Callable[[int, dict[int, str]], None] = lambda _asker, _texts: None
+    on_examined: Callable[[int, str], None] = lambda _serial, _text: None
     _sheets: dict[int, _Sheet] = field(default_factory=dict)
     _askers: list[int] = field(default_factory=list)
+    _examined: dict[int, float] = field(default_factory=dict)  # until when
     _deadline: float = math.inf
     _is_forced: bool = False
 
@@ -80,19 +87,43 @@ class Inquiry:
             sheet.received = b""
             self.send(serial, stacks.ASK)
 
+    def examine(self, serial: int, now: float) -> None:
+        """Force one worker to tell: it does not answer by itself. One that is stopped will not either."""
+        if (sheet := self._sheets.get(serial)) is not None:
+            sheet.read()
+            sheet.received = b""
+            self._examined[serial] = now + FORCED_PATIENCE
+            self.send(serial, stacks.FORCE)
+
+    def last_words(self, serial: int) -> str:
+        """What faulthandler wrote when the worker crashed; empty if it did not."""
+        sheet = self._sheets.get(serial)
+        if sheet is None:
+            return ""
+        sheet.read()
+        _, fatal, stack = sheet.text.partition(stacks.CRASH)
+        return fatal + stack
+
     def interests(self) -> dict[int, int]:
         """Read while somebody asks; a hang-up, which poll(2) tells in any case, means that the worker is gone."""
-        is_asked = bool(self._askers)
-        return {sheet.fd: select.POLLIN if is_asked and not sheet.is_complete else 0 for sheet in self._sheets.values()}
+        asked = self._sheets.keys() if self._askers else self._examined.keys()
+        return {
+            sheet.fd: select.POLLIN if serial in asked and not sheet.is_complete else 0
+            for serial, sheet in self._sheets.items()
+        }
 
     def deadline(self) -> float:
         """When to call ``attend`` at the latest."""
-        return self._deadline
+        return min(self._deadline, *self._examined.values(), math.inf)
 
     def attend(self, ready: Collection[int], now: float) -> list[Event]:
         """Take what has come; when all have answered or their time is over, tell."""
         for serial, sheet in list(self._sheets.items()):
-            if sheet.fd in ready and not sheet.read():
+            is_gone = sheet.fd in ready and not sheet.read()
+            if serial in self._examined and (is_gone or now >= self._examined[serial]):
+                del self._examined[serial]
+                self.on_examined(serial, sheet.text)
+            if is_gone:
                 os.close(self._sheets.pop(serial).fd)
         waiting = [serial for serial, sheet in self._sheets.items() if not sheet.is_complete]
         if self._askers and (not waiting or now >= self._deadline):
@@ -119,7 +150,7 @@ class Inquiry:
             self.send(serial, stacks.FORCE)
 
     def _tell(self) -> None:
-        texts = {serial: sheet.received.decode("utf-8", "replace") for serial, sheet in self._sheets.items()}
+        texts = {serial: sheet.text for serial, sheet in self._sheets.items()}
         askers, self._askers = self._askers, []
         self._deadline = math.inf
         for asker in askers:

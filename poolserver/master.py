@@ -10,8 +10,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 from poolserver import log, process
 from poolserver.commands import Command
@@ -26,12 +25,11 @@ from poolserver.events import (
     Commit,
     Ending,
     Event,
+    Examine,
     Finish,
     ForkFailed,
     ListenerLost,
-    NotPrepared,
     Prepare,
-    Prepared,
     ReopenLogs,
     Say,
     Send,
@@ -41,6 +39,7 @@ from poolserver.events import (
     WorkerExited,
     WorkerReady,
 )
+from poolserver.parties import Attendant, Desk, NoDesk, NoSuccession, Spawn, Succession, WorkerHandle
 from poolserver.pool import Pool
 from poolserver.process import Report
 from poolserver.scoreboard import Berth, Scoreboard
@@ -52,65 +51,6 @@ _log = logging.getLogger("poolserver")
 
 UNTOLD_EXIT_INTERVAL = 0.1
 """Seconds between looks at workers whose death no descriptor tells (no pidfd)."""
-
-
-class WorkerHandle(Protocol):
-    """The master's side of a worker: a ``Process``, or a ``Resident`` in this one."""
-
-    pid: int
-    reason: str
-    status: int | None
-
-    @property
-    def has_exit_descriptor(self) -> bool: ...
-    @property
-    def how(self) -> str: ...
-    def descriptors(self) -> list[int]: ...
-    def reports(self) -> list[Report]: ...
-    def has_exited(self) -> bool: ...
-    def note_reaped(self, status: int) -> None: ...
-    def send(self, signum: int) -> None: ...
-    def close(self) -> None: ...
-    def end(self) -> None: ...
-
-
-class Succession(Protocol):
-    """How one generation follows another: what a reload does outside of the pool. Nothing here waits."""
-
-    def prepare(self) -> Prepared | NotPrepared: ...
-    def commit(self) -> None: ...
-    def abandon(self) -> None: ...
-    def withdraw(self) -> None: ...
-
-
-class _NoSuccession:
-    """In a library call: what is served is the caller's. Nothing is ever prepared, so nothing else is called."""
-
-    def prepare(self) -> NotPrepared:
-        return NotPrepared("a server object cannot be reloaded")
-
-    def commit(self) -> None:
-        """Never."""
-
-    abandon = withdraw = commit
-
-
-class Attendant(Protocol):
-    """Something else that this loop looks after, which never waits either: the control socket."""
-
-    def interests(self) -> Mapping[int, int]: ...
-    def deadline(self) -> float: ...
-    def attend(self, ready: Collection[int], now: float) -> Sequence[Event]: ...
-
-
-OnAnswer = Callable[[int, bool, str], None]
-"""Tell an asker whether what it asked for has happened, and if not, why."""
-
-Spawn = Callable[[Start, Berth, Sequence[WorkerHandle]], WorkerHandle]
-"""Start a worker in a berth; a forked child must close its copies of the siblings' descriptors.
-
-May raise SystemRefusedError.
-"""
 
 
 class Master:
@@ -129,7 +69,6 @@ class Master:
         tally: Tally,
         succession: Succession | None = None,
         attendants: Sequence[Attendant] = (),
-        on_answer: OnAnswer = lambda _asker, _ok, _reason: None,
     ) -> None:
         self._pool = pool
         self._spawn = spawn
@@ -139,9 +78,9 @@ class Master:
         self._on_close_door = on_close_door
         self._register = register
         self._tally = tally
-        self._succession = succession or _NoSuccession()
+        self._succession = succession or NoSuccession()
         self._attendants = attendants
-        self._on_answer = on_answer
+        self._desk: Desk = NoDesk()
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
 
@@ -164,6 +103,10 @@ class Master:
             self._abandon()
         self._say_refusals(math.inf)
         _raise_for(self._finish)
+
+    def report_to(self, desk: Desk) -> None:
+        """From here on an operator can be answered."""
+        self._desk = desk
 
     def roster(self) -> dict[int, tuple[int, Berth]]:
         """The pid and the berth of each worker that is not buried, by its serial."""
@@ -234,7 +177,8 @@ class Master:
         worker.close()
         if worker.status is not None and os.waitstatus_to_exitcode(worker.status) == LISTENER_LOST_STATUS:
             return ListenerLost(serial, worker.reason)
-        return WorkerExited(serial, f"(pid {worker.pid}) {worker.how}", worker.reason)
+        how = f"(pid {worker.pid}) {worker.how}\n{self._desk.last_words(serial)}".strip()
+        return WorkerExited(serial, how, worker.reason)
 
     def _reap_strangers(self) -> None:
         def known(pid: int, status: int) -> bool:
@@ -253,10 +197,27 @@ class Master:
                 return self._start(action)
             case Send(serial, order):
                 self._workers[serial][0].send(order.value)
+            case Examine(serial):
+                self._desk.examine(serial)
             case Announce():
                 self._on_ready()
             case CloseDoor():
                 self._on_close_door()
+            case ReopenLogs():
+                log.reopen()
+            case Say(level, text, details):
+                _log.log(logging.getLevelNamesMapping()[level], "%s", text, extra={"details": details})
+            case Answer(asker, ok, reason):
+                self._desk.answer(asker, ok, reason)
+            case Finish():
+                self._finish = action
+            case _:
+                return self._change(action)
+        return None
+
+    def _change(self, action: Action) -> Event:
+        """The steps of a reload."""
+        match action:
             case Prepare():
                 return self._succession.prepare()
             case Commit():
@@ -265,14 +226,6 @@ class Master:
                 self._succession.abandon()
             case Withdraw():
                 self._succession.withdraw()
-            case ReopenLogs():
-                log.reopen()
-            case Say(level, text, details):
-                _log.log(logging.getLevelNamesMapping()[level], "%s", text, extra={"details": details})
-            case Answer(asker, ok, reason):
-                self._on_answer(asker, ok, reason)
-            case Finish():
-                self._finish = action
         return None
 
     def _start(self, action: Start) -> Event:

@@ -5,7 +5,7 @@ out. What befalls single workers is ``fates.py``'s.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from poolserver.commands import Command, Order
@@ -16,36 +16,22 @@ from poolserver.events import (
     Announce,
     Asked,
     CloseDoor,
-    Commit,
     Ending,
     Event,
     Finish,
-    ForkFailed,
     ListenerLost,
     NotPrepared,
     Prepare,
     Prepared,
     ReopenLogs,
     Send,
-    Withdraw,
-    WorkerBooted,
-    WorkerExited,
-    WorkerReady,
-    WorkerSpent,
 )
-from poolserver.fates import Fates
-from poolserver.reload import Phase
-from poolserver.states import Happening, PoolState, Scaling, Slot, Worker, WorkerState
-
-RELOADED_AT_ONCE = 0.25
-"""The part of the pool that a reload replaces at a time: newcomers load the handler while their predecessors serve."""
-
-RECYCLED_AT_ONCE = 0.1
-"""The part of the pool that is recycled at a time, those that still drain included."""
+from poolserver.states import Happening, PoolState, Scaling, Slot, WorkerState
+from poolserver.turnover import Turnover
 
 
 @dataclass
-class Pool(Fates):
+class Pool(Turnover):
     """The supervisor's mind.
 
     ``step`` is the only way to change it; ``deadline`` says when to call it next at the latest.
@@ -81,9 +67,10 @@ class Pool(Fates):
             self._close_door()
         for worker in [each for each in self.workers.values() if each.deadline <= now]:
             self.befall(worker, Happening.OVERDUE)
-        self._turn_over()
+        self.turn_over()
         self._start_due()
-        self._settle_reload()
+        self._begin_reload()
+        self.settle_reload()
         self._settle_scaling()
         self._settle()
         return self._actions
@@ -97,7 +84,7 @@ class Pool(Fates):
             times.append(self.reload.due)
         if self._scaling is not None:
             times.append(self._scaling.deadline)
-        if not self._is_replaced:
+        if not self.is_replaced:
             times.append(self.reload.deadline)
         earliest = min(times, default=math.inf)
         return None if earliest == math.inf else earliest
@@ -108,24 +95,15 @@ class Pool(Fates):
                 _COMMANDS[event](self, Asked(event, NOBODY))
             case Asked():
                 _COMMANDS[event.command](self, event)
-            case WorkerBooted(serial):
-                self.befall(self.workers[serial], Happening.BOOTED)
-            case WorkerReady(serial):
-                self.befall(self.workers[serial], Happening.READY)
-            case WorkerExited(serial, how, reason):
-                self.befall(self.workers.pop(serial), Happening.EXITED, how, reason)
-            case WorkerSpent(serial, why):
-                if serial in self.workers:
-                    self.workers[serial].spent = why
-            case ForkFailed(serial, reason):
-                self.fork_failed(self.workers.pop(serial), reason)
             case ListenerLost(serial, reason):
                 self.workers.pop(serial)
                 self._listener_lost(reason)
             case Prepared():
-                self._prepared(event)
+                self.prepared(event)
             case NotPrepared(reason):
                 self.do(self.reload.end(self._now, f"reload failed, nothing is changed: {reason}"))
+            case _:
+                self.take_fact(event)
 
     # Stop
 
@@ -229,67 +207,11 @@ class Pool(Fates):
         """Not before one worker has shown what works now."""
         return self._was_ever_ready and not self.is_leaving
 
-    def _prepared(self, prepared: Prepared) -> None:
-        """Everything is there: boot a canary, or with everything in this process, go on under the new terms."""
-        if self.policy.resident:
-            self.policy = prepared.policy
-            self.generation += 1
-            for worker in self.workers.values():
-                worker.generation = self.generation
-            self._actions.append(Commit())
-            self.do(self.reload.end(self._now))
-            return
-        self.reload.phase = Phase.BOOTING
-        self.reload.prepared = prepared
-        self.start_canary(prepared.policy)
-
-    def _turn_over(self) -> None:
-        """Who lost his slot goes; those of older generations, and those that have served enough, are replaced."""
-        if self.is_leaving:
-            return
-        for worker in [each for each in self.workers.values() if self.slot_of(each) is None]:
-            if self.is_whole or not worker.is_accepting:
-                self.retire(worker, Order.RETIRE)
-        outdated = self.outdated(WorkerState.READY)
-        for worker in self._next_in_turn(outdated, outdated, RELOADED_AT_ONCE):
-            self.replace(worker)
-        spent = [each for each in self.workers.values() if each.spent]
-        if not self.reload.is_running:
-            ready = [each for each in spent if each.state is WorkerState.READY]
-            for worker in self._next_in_turn(ready, spent, RECYCLED_AT_ONCE):
-                self.say("INFO", f"worker {worker.slot} {worker.spent}; replacing it")
-                self.replace(worker)
-
-    def _next_in_turn(self, ready: Sequence[Worker], all_of_them: Sequence[Worker], part: float) -> list[Worker]:
-        """Who may go now, if so great a part of the pool, but one in any case, may be on its way out at once."""
-        leaving = [each for each in all_of_them if each.is_outgoing or each.state is not WorkerState.READY]
-        room = max(0, max(1, int(len(self.slots) * part)) - len(leaving))
-        return [each for each in ready if not each.is_outgoing][:room]
-
-    def _settle_reload(self) -> None:
+    def _begin_reload(self) -> None:
         if self._may_reload and self.reload.due <= self._now:
             self._give_up_scaling("overtaken by a reload, which sets the number of workers")
             self.reload.begin()
             self._actions.append(Prepare())
-        if self.reload.closes and not self.outdated(WorkerState.STARTING, WorkerState.READY, WorkerState.HUNG):
-            self.reload.closes = False
-            self._actions.append(Withdraw())
-        if self.reload.is_committed and self._is_replaced and not self.outdated():
-            self.do(self.reload.end(self._now))
-        elif self.reload.deadline <= self._now and not self._is_replaced:
-            self.do(self.reload.end(self._now, f"reload incomplete: {self._how_far()}; trying goes on"))
-
-    @property
-    def _is_replaced(self) -> bool:
-        """Whether every slot has a worker of the present generation, and nobody else accepts."""
-        return self.is_whole and not self.outdated(WorkerState.STARTING, WorkerState.READY, WorkerState.HUNG)
-
-    def _how_far(self) -> str:
-        fresh = sum(
-            worker.state is WorkerState.READY and worker.generation == self.generation
-            for worker in self.workers.values()
-        )
-        return f"{fresh} of {len(self.slots)} workers replaced"
 
     # The rest
 

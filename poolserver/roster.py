@@ -128,7 +128,7 @@ class Roster:
         """Finish what is open, and leave; with ``DRAIN`` the accept queue is its affair too."""
         if worker.state in (WorkerState.STARTING, WorkerState.CANARY):
             self.dismiss(worker)
-        elif worker.state is WorkerState.HUNG and worker.killed_for:
+        elif worker.state is WorkerState.HUNG and worker.is_silent:
             self.kill(worker)
         elif worker.is_accepting:
             order = self._withdrawn(worker, order)

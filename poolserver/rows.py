@@ -58,6 +58,8 @@ class Outcome(enum.IntEnum):
     REFUSED_MAX_HEAD = enum.auto()
     REFUSED_MAX_PARKED = enum.auto()
     REFUSED_PROXY = enum.auto()  # no valid PROXY header, or from a peer that is not trusted with one
+    REFUSED_TLS = enum.auto()  # no TLS, or none that could be agreed upon
+    TIMEOUT_HANDSHAKE = enum.auto()
     REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
     WOULD_PER_SOURCE = enum.auto()
     WOULD_RATE = enum.auto()
@@ -194,6 +196,11 @@ class Row:
         counts[outcome] += 1
         words[_ACCEPTED] = counts[_ACCEPTED]
         words[outcome] = counts[outcome]
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether ``hung`` was the last word on this lane."""
+        return self._words[STATE] == LaneState.HUNG
 
     def hung(self) -> None:
         """The lane does not come back."""

@@ -159,6 +159,11 @@ class Scoreboard:
         """When its watcher last gave a sign of life, in monotonic seconds; 0: not yet."""
         return self._crew_words(berth)[SIGN] / 1e9
 
+    def has_hung_lane(self, berth: Berth) -> bool:
+        """Whether a lane of it does not come back."""
+        states = memoryview(self.memory).cast("Q")[STATE + berth.first * ROW_WORDS :: ROW_WORDS][: berth.lanes]
+        return LaneState.HUNG in states.tolist()
+
     def _crew_words(self, berth: Berth) -> memoryview:
         start = berth.first * ROW_WORDS + HALF_WORDS
         return memoryview(self.memory).cast("Q")[start : start + HALF_WORDS]

@@ -17,24 +17,26 @@ from poolserver.config import Loaded
 from poolserver.console import Console
 from poolserver.crew import Crew
 from poolserver.door import Register
-from poolserver.errors import ConfigError, UsageError
+from poolserver.errors import UsageError
 from poolserver.events import Start
-from poolserver.generation import Generation, Succession, allowance_of, policy_of
+from poolserver.generation import Generation, Succession
 from poolserver.handover import Pairs
 from poolserver.herald import Health, Herald
 from poolserver.listener import Listener
-from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.master import Master
 from poolserver.metrics import Observer
+from poolserver.parties import Attendant, Spawn, WorkerHandle
 from poolserver.pool import Pool
-from poolserver.privileges import Account
+from poolserver.portions import allowance_of, policy_of
 from poolserver.recycling import Recycler
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
 from poolserver.states import WorkerState
 from poolserver.station import Terms
-from poolserver.systemd import Manager
+from poolserver.surroundings import Surroundings, surround
 from poolserver.tally import Tally
+from poolserver.vigil import Vigil
 from poolserver.worker import Seat, Worker, never_accepted
 
 _log = logging.getLogger("poolserver")
@@ -87,24 +89,20 @@ def run(
     settings = loaded.config
     if not (settings.server.handler or settings.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
-    log.keep_standard_descriptors()
-    with Manager.taken_from_environment() as manager, _umask(settings.server.umask):
-        _run(loaded, read, handler, manager, is_whole_process=is_whole_process)
+    is_final = is_whole_process or settings.server.daemonize
+    surround(settings.server, functools.partial(_serve, loaded, read, handler, is_final=is_final))
 
 
-def _run(
+def _serve(
     loaded: Loaded,
     read: Callable[[], Loaded],
     handler: Callable[..., object] | None,
-    manager: Manager,
+    surroundings: Surroundings,
     *,
-    is_whole_process: bool,
+    is_final: bool,
 ) -> None:
+    account = surroundings.account
     settings = loaded.config
-    account = Account.named(settings.server.user, settings.server.group)
-    if account is not None:
-        account.refuse_unreachable()
-    _change_directory(settings.server.chdir)
     environ = config.environment()
     journal = environ.get("JOURNAL_STREAM", "")
     log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
@@ -116,14 +114,19 @@ def _run(
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
-    taken = signals.taken(inbox, meanings, is_final=is_whole_process)
+    taken = signals.taken(inbox, meanings, is_final=is_final)
     operated = console.opened(settings, environ)
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
-    with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served, manager) as succession:
+    with (
+        contextlib.closing(inbox),
+        operated as desk,
+        taken,
+        Succession(loaded, read, served, surroundings.manager) as succession,
+    ):
         if account is not None:
             account.become()
             succession.preload(_loaded_here(settings, handler))
-        _supervise(succession, inbox, desk, manager)
+        _supervise(succession, inbox, desk, surroundings)
 
 
 def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> handlers.Service | None:
@@ -223,7 +226,10 @@ class ResidentSpawn:
             self._crew.door.change(terms.limits)
 
 
-def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console, manager: Manager) -> None:
+def _supervise(
+    succession: Succession, inbox: signals.Inbox[Command], desk: Console, surroundings: Surroundings
+) -> None:
+    manager = surroundings.manager
     board, register = Scoreboard.create(), Register.create()
     policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
@@ -235,24 +241,37 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
     else:
         spawning = forking_spawn(succession.of, board, inbox, register, desk, listeners=succession.listeners)
     ledger = _Ledger(board)
-    recycler = Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board)
+    attendants: list[Attendant] = [
+        Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board),
+        Vigil(
+            lambda: succession.settings.timeouts.worker,
+            lambda: succession.settings.timeouts.handler,
+            lambda: accepting(pool, master),
+            board,
+        ),
+    ]
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
         observer = _observer(succession, register, board)
-        herald = Herald(manager, pool, Health(0.0), lambda now: observer.snapshot(pool, master.roster(), now))
+        herald = Herald(
+            manager,
+            pool,
+            Health(succession.settings.timeouts.worker),
+            lambda now: observer.snapshot(pool, master.roster(), now),
+        )
         master = Master(
             pool,
             spawn,
             inbox,
             board,
-            on_ready=lambda: log.announce(_ready_line(succession)),
+            on_ready=lambda: surroundings.announce(_ready_line(succession)),
             on_close_door=lambda: ledger.close_door(succession, has_lanes=policy.resident),
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=[recycler, desk, *([herald] if manager.notify_address else [])],
-            on_answer=desk.answer,
+            attendants=[*attendants, desk, *([herald] if manager.notify_address else [])],
         )
+        master.report_to(desk)
         desk.connect(pool, master, observer)
         master.run()
         if policy.resident:
@@ -260,13 +279,21 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
     _log.info("stopped: %s", ledger)
 
 
+def accepting(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
+    """The workers that accept, by their serials."""
+    workers = pool.workers
+    places = master.roster().items()
+    return {} if pool.policy.resident else {serial: place for serial, place in places if workers[serial].is_accepting}
+
+
 def stayers(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
     """The workers that accept and are to stay, by their serials."""
     workers = pool.workers
+    places = accepting(pool, master).items()
     return {
         serial: place
-        for serial, place in master.roster().items()
-        if workers[serial].state is WorkerState.READY and not (workers[serial].is_outgoing or pool.policy.resident)
+        for serial, place in places
+        if workers[serial].state is WorkerState.READY and not workers[serial].is_outgoing
     }
 
 
@@ -319,21 +346,3 @@ def _close_streams(listeners: Sequence[Listener], board: Scoreboard) -> None:
     for listener in listeners:
         if listener.is_stream:
             listener.close()
-
-
-@contextlib.contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    """For the block, and every process that is forked in it."""
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def _change_directory(path: str) -> None:
-    if path:
-        try:
-            os.chdir(path)
-        except OSError as error:
-            raise ConfigError(f"server.chdir: cannot enter {path}: {error.strerror}") from error

@@ -31,11 +31,15 @@ WRITE_TIMEOUT = 0.5
 
 END = b"\n.\n"
 
+CRASH = "Fatal Python error"
+"""How what a crash leaves begins. Source: faulthandler.enable."""
+
 
 def install(fd: int) -> None:
-    """Answer both signals on ``fd``, a non-blocking pipe's write end, from here on."""
+    """Answer both signals on ``fd``, a non-blocking pipe's write end, from here on; a crash leaves its stack there."""
     signals.call_on(ASK, lambda frame: write(fd, frame))
     faulthandler.register(FORCE, file=fd, all_threads=True)
+    faulthandler.enable(file=fd, all_threads=True)
 
 
 def write(fd: int, interrupted: FrameType | None) -> None:

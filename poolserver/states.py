@@ -48,7 +48,6 @@ class Happening(enum.Enum):
 
     BOOTED = "has loaded its handler"
     READY = "accepts"
-    SICK = "gives no signs of life, or has a lane that hangs"
     EXITED = "was reaped"
     OVERDUE = "passed its deadline"
 
@@ -91,6 +90,8 @@ class Worker:
     generation: int = 1
     was_ready: bool = False
     killed_for: str = ""
+    is_silent: bool = False
+    """Without signs of life: it has nothing to finish."""
     spent: str = ""
     """Why it is to be replaced some time soon, being in good health (recycling)."""
     is_outgoing: bool = False

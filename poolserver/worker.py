@@ -4,6 +4,7 @@ Runs in the forked process, from ``Worker.run`` to ``os._exit`` in ``process.py`
 """
 
 import ctypes
+import fcntl
 import logging
 import os
 import select
@@ -36,6 +37,11 @@ ORPHAN_TIMEOUT = 4.0
 BURIAL_TIMEOUT = 1.0
 """Seconds for the kernel to close a dead master's files; it needs milliseconds."""
 
+_LAST_BELL = signal.SIGTRAP
+"""What the kernel sends when the master is dead. Its handler is alarm(2) itself, which takes the signal's number for
+seconds: 5 after it SIGALRM ends this process, though every thread hangs and one holds the interpreter's lock. No
+handler in Python would run then. Source: signal-safety(7); fcntl(2) F_SETSIG; Linux, pipe_release."""
+
 _PR_SET_PDEATHSIG = 1
 
 _M_ARENA_MAX = -8
@@ -64,7 +70,7 @@ class Seat:
 
 def never_accepted(listeners: Iterable[Listener]) -> int:
     """Clients in the accept queues of our own TCP listeners: others do not tell, or live on with whoever made them."""
-    own = [each for each in listeners if each.address.scheme == "tcp" and not each.is_adopted]
+    own = [each for each in listeners if each.address.is_tcp and not each.is_adopted]
     return sum(queue_length(each.socket) for each in own if each.socket.fileno() >= 0)
 
 
@@ -203,8 +209,21 @@ class Worker:
         Source: prctl(2).
         """
         _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        self._set_last_bell()
         if self._is_master_dead():
             os._exit(0)
+
+    def _set_last_bell(self) -> None:
+        signals.default(signal.SIGALRM)
+        _libc.signal(int(_LAST_BELL), ctypes.cast(_libc.alarm, ctypes.c_void_p))
+        try:
+            # An open file of its own: signals of one that is shared with the siblings would go to the last of them.
+            bell = os.open(f"/proc/self/fd/{self._seat.lifeline_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return  # no /proc here: a worker that hangs in C then stays until it is found
+        fcntl.fcntl(bell, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(bell, fcntl.F_SETSIG, int(_LAST_BELL))
+        fcntl.fcntl(bell, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
 
     def _is_master_dead(self) -> bool:
         poller = select.poll()

@@ -28,6 +28,7 @@ class OrderHandler(socketserver.StreamRequestHandler):
     hold            "holding"; then the next line, whatever it is, is answered "released"
     sleep SECONDS   "slept", after that time, in which other lanes run
     freeze SECONDS  "thawed", after that time, in which the worker's GIL is held
+    extend SECONDS  "extended": its handler deadline is that much later
     raise           no answer: the handler raises
     exit            no answer: the handler calls sys.exit
     die             no answer: the worker kills itself with SIGKILL
@@ -58,6 +59,9 @@ class OrderHandler(socketserver.StreamRequestHandler):
                 # PyDLL calls keep the GIL, as a C extension gone wrong does.
                 ctypes.PyDLL(None).usleep(int(min(float(argument), MAX_SECONDS) * 1_000_000))
                 self.answer("thawed")
+            case "extend":
+                self.server.extend(float(argument))
+                self.answer("extended")
             case "raise":
                 raise RuntimeError("ordered to raise")
             case "exit":

@@ -15,6 +15,7 @@ from poolserver.events import (
     Commit,
     Ending,
     Event,
+    Examine,
     Finish,
     ForkFailed,
     ListenerLost,
@@ -29,6 +30,8 @@ from poolserver.events import (
     WorkerBooted,
     WorkerExited,
     WorkerReady,
+    WorkerRevived,
+    WorkerSick,
     WorkerSpent,
 )
 from poolserver.pool import Pool
@@ -494,6 +497,63 @@ class TestRecycling:
         driver.step(Command.RELOAD)
         driver.step(Prepared(driver.pool.policy))
         assert starts(driver.step(WorkerSpent(next(iter(driver.pool.workers)), "is old"))) == []
+
+
+SILENT = {"why": "gives no signs of life", "is_silent": True}
+HANGING = {"why": "has a lane that hangs", "is_silent": False}
+
+
+class TestSickWorker:
+    def test_silent_one_is_killed_when_its_replacement_is_ready(self) -> None:
+        """It has nothing to finish; where its threads are is asked before."""
+        driver = Driver(2).started()
+        serial = driver.serial_of(0)
+        actions = driver.step(WorkerSick(serial, **SILENT))
+        assert Examine(serial) in actions
+        (start,) = starts(actions)
+        assert (start.slot, sent(actions)) == (0, [])
+        assert driver.pool.workers[serial].state is WorkerState.HUNG
+        assert sent(driver.step(WorkerReady(start.serial))) == [(serial, Order.KILL)]
+        driver.step(WorkerExited(serial, KILLED))
+        assert driver.pool.respawns == 1
+        assert starts(driver.step(after=60)) == []
+
+    def test_one_with_a_hung_lane_may_finish_the_others(self) -> None:
+        """It has graceful, like any that leaves."""
+        driver = Driver(2).started()
+        serial = driver.serial_of(0)
+        (start,) = starts(driver.step(WorkerSick(serial, **HANGING)))
+        assert sent(driver.step(WorkerReady(start.serial))) == [(serial, Order.RETIRE)]
+        assert driver.pool.workers[serial].state is WorkerState.RETIRING
+
+    def test_one_that_comes_back_may_finish(self) -> None:
+        """Its replacement is on the way all the same."""
+        driver = Driver(2).started()
+        serial = driver.serial_of(0)
+        (start,) = starts(driver.step(WorkerSick(serial, **SILENT)))
+        driver.step(WorkerRevived(serial))
+        assert sent(driver.step(WorkerReady(start.serial))) == [(serial, Order.RETIRE)]
+
+    def test_silent_one_is_killed_at_a_stop(self) -> None:
+        """Nobody waits for it."""
+        driver = Driver(1).started()
+        (serial,) = driver.pool.workers
+        driver.step(WorkerSick(serial, **SILENT))
+        assert (serial, Order.KILL) in sent(driver.step(Command.STOP))
+
+    def test_one_that_leaves_already_is_left_alone(self) -> None:
+        """Its time is bounded."""
+        driver = Driver(1).started()
+        (serial,) = driver.pool.workers
+        driver.step(Command.STOP)
+        assert driver.step(WorkerSick(serial, **SILENT)) == []
+
+    def test_dead_before_its_replacement_is_no_loss(self) -> None:
+        """One newcomer is enough."""
+        driver = Driver(1).started()
+        (serial,) = driver.pool.workers
+        driver.step(WorkerSick(serial, **SILENT))
+        assert starts(driver.step(WorkerExited(serial, KILLED))) == []
 
 
 class TestLameDuck:

@@ -25,6 +25,8 @@ from poolserver.events import (
     WorkerBooted,
     WorkerExited,
     WorkerReady,
+    WorkerRevived,
+    WorkerSick,
     WorkerSpent,
 )
 from poolserver.pool import Pool
@@ -145,6 +147,16 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def worker_has_served_enough(self, data: st.DataObject) -> None:
         self.apply(WorkerSpent(self.some_worker(data), "is old"))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), is_silent=st.booleans())
+    def worker_falls_sick(self, data: st.DataObject, is_silent: bool) -> None:
+        self.apply(WorkerSick(self.some_worker(data), "hangs", is_silent))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def worker_is_back(self, data: st.DataObject) -> None:
+        self.apply(WorkerRevived(self.some_worker(data)))
 
     @precondition(lambda self: self.alive)
     @rule()
