@@ -65,7 +65,8 @@ class Park:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
 
         Returns whom it cannot or may not keep, for the caller to end. If the park is full that is the oldest that has
-        sent nothing or not come to its request, else the oldest that is between two requests, else ``parked`` itself.
+        sent nothing or not come to its request, else the oldest in the middle of one, else the oldest between two, else
+        ``parked`` itself.
         """
         with self._lock:
             self._count(parked, lane)
@@ -253,7 +254,7 @@ class Park:
 
     def _evict(self, newcomer: Parked) -> Parked:
         crowds = sorted((self.prefaces, self.silent), key=len, reverse=True)
-        candidates: Iterable[Parked] = chain(*crowds, self.between)
+        candidates: Iterable[Parked] = chain(*crowds, self.speaking, self.between)
         victim = next((each for each in candidates if not each.is_in_hand), newcomer)
         victim.ending = Outcome.REFUSED_MAX_PARKED
         if victim is not newcomer:
