@@ -32,7 +32,7 @@ SOON = 0.1
 STRESS_SHARE = 0.8
 STRESS_AFTER = 1.0
 STRESS_SHRINK = 0.2
-"""When so many of the lanes have been busy for so long, waits shrink to this part of theirs. Source: Postfix,
+"""When so many of the pool's lanes have been busy for so long, waits shrink to this part of theirs. Source: Postfix,
 STRESS_README: its stress-dependent time-outs are a tenth to a thirtieth; four lanes in five is RELIABILITY 3.3."""
 
 DRAIN_PATIENCE = 1.0
@@ -94,8 +94,13 @@ class Attendant:
 
     def drain(self, now: float, *, hand_over: bool) -> None:
         """The worker leaves. What may go to another worker does, if others go on; of the rest, conversations between
-        two requests end now, and who has not spoken has a little time."""
+        two requests end now, and who has not spoken has a little time. Asked again, with nobody left to go on: what was
+        to be handed over ends, too."""
+        if self._is_draining:
+            self._keep_all(hand_over=hand_over)
+            return
         self._is_draining = True
+        self._park.row.leave(len(self._lanes))
         self.hands_over = hand_over and self._pairs is not None
         self._park.part()
         self.is_close = True
@@ -106,6 +111,15 @@ class Attendant:
         self._limits = grace
         self._next_look = 0.0
         self.look(now)
+
+    def _keep_all(self, *, hand_over: bool) -> None:
+        if hand_over or not self.hands_over:
+            return
+        self.hands_over = False
+        while self.unsent:
+            parked = self.unsent.popleft()
+            parked.ending = self._limits.ending(parked)
+            self._park.drop(parked)
 
     def cut(self) -> None:
         """Close what is left. Lanes that come by finish its handlers."""
@@ -174,7 +188,7 @@ class Attendant:
 
     def _relieve(self) -> None:
         """Every lane is busy: those that are ready go to workers that have time, as many as these have lanes."""
-        if self._pairs is None or not (idle := self._park.row.idle_lanes(self._claims.rows)):
+        if self._pairs is None or not (idle := self._park.row.lanes(self._claims.rows)[1]):
             return
         for parked in self._park.overdue(idle):
             if not (may_leave(parked) and self._park.send(parked, functools.partial(send, self._pairs.ready))):
@@ -187,8 +201,8 @@ class Attendant:
             self.unsent.popleft()
 
     def _watch_stress(self, now: float) -> None:
-        busy = sum(lane.request is not None for lane in self._lanes)
-        if busy < STRESS_SHARE * len(self._lanes):
+        busy, idle = self._park.row.lanes(self._claims.rows)
+        if busy < STRESS_SHARE * (busy + idle) or not busy:
             self._busy_since = math.inf
         elif self._busy_since == math.inf:
             self._busy_since = now

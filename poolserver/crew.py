@@ -18,7 +18,7 @@ from poolserver.adapter import has_service_actions, peer_names, run_service_acti
 from poolserver.attendant import Attendant
 from poolserver.door import Door, Register
 from poolserver.failures import say_counted
-from poolserver.handover import Pairs, intakes
+from poolserver.handover import Intake, Pairs, intakes
 from poolserver.here import Here
 from poolserver.lane import Lane
 from poolserver.mending import keep_nonblocking, mend
@@ -76,6 +76,7 @@ class Crew:
         self.here = Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
         posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
+        self.intakes = [post for post in posts.values() if isinstance(post, Intake)]
         self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
         self.serves_queue = False
@@ -161,8 +162,8 @@ class Crew:
                 self.serves_queue = True
             else:
                 self.serves_queue = False
+            self._attendant.drain(time.monotonic(), hand_over=hand_over)
             if self._phase is Phase.SERVING:
-                self._attendant.drain(time.monotonic(), hand_over=hand_over)
                 self._enter(Phase.DRAINING, within)
                 self._idle_ends = time.monotonic() + IDLE_GRACE
             self._phase_ends = min(self._phase_ends, time.monotonic() + within)
