@@ -23,8 +23,8 @@ a worker that has time. Three looks in a row that find a free lane end it, until
 
 FARTHEST_LOOK = 0.08
 SLOWING = 1.25
-"""The same while lanes get on with one connection after another, at the most; each look is that much later than the one
-before. Under load a look is dear, since it takes the interpreter from them (measured, 16 workers on two cores: a quarter
+"""The same while lanes get on with one connection after another, at the most; each look is so much later than the last.
+Under load a look is dear, since it takes the interpreter from them (measured, 16 workers on two cores: a quarter
 of all CPU at 10 ms)."""
 
 QUIET_LOOKS = 3
