@@ -256,7 +256,7 @@ def _supervise(
         herald = Herald(
             manager,
             pool,
-            Health(succession.settings.timeouts.worker),
+            Health(lambda: succession.settings.timeouts.worker),
             lambda now: observer.snapshot(pool, master.roster(), now),
         )
         master = Master(
