@@ -25,9 +25,9 @@ class Parked:
     """A connection that holds no lane.
 
     ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
-    ``claim``: the number of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is
-    over, and how; a lane has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on
-    with.
+    ``born``: when it was accepted, or came from another worker. ``claim``: the number of the source that it counts for,
+    0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
+    ``is_leaving``: a lane is to finish it for another worker to go on with.
     """
 
     station: Station
@@ -46,6 +46,10 @@ class Parked:
     is_leaving: bool = False
     has_news: bool = False
     step: Step = Step.REQUEST
+    born: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.born = self.born or self.since
 
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""

@@ -72,5 +72,6 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         proxy_trusted=Networks.parse(proxy.trusted),
         proxy_timeout=proxy.timeout,
         service_interval=service_interval,
+        has_access_log=bool(settings.log.access),
         tick=max(SHORTEST_TICK, min(LONGEST_TICK, timeouts.worker / SIGNS)) if timeouts.worker else LONGEST_TICK,
     )

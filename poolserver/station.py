@@ -69,6 +69,7 @@ class Terms:
     proxy_trusted: Networks = NO_NETWORKS
     proxy_timeout: float = 5.0
     service_interval: float = 0.5
+    has_access_log: bool = False
     tick: float = 1.0
     """Between signs of life, and looks at what no descriptor tells: a lane that died, a listener made blocking by a
     stranger."""

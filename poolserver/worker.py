@@ -123,8 +123,7 @@ class Worker:
         if self._seat.is_canary and not self._may_go():
             self._generation.leave()
             return 0
-        self._crew.start()
-        self._report(process.READY)
+        self._crew.start(lambda: self._report(process.READY))
         self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
         self._tell_left()
         if self._is_orphaned:
