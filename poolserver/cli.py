@@ -71,7 +71,10 @@ def cli() -> None:
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options that ``run`` and ``check`` share."""
-    urls = "tcp://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:[NAME]"
+    urls = (
+        "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N,"
+        " systemd:[NAME]"
+    )
     helps = {
         "config": "TOML file with the configuration.",
         "bind": f"Where to listen; may repeat. {urls}.  [default: tcp://127.0.0.1:20000]",

@@ -66,7 +66,7 @@ class Generation:
 class _Logs:
     """Where a generation writes: the log, and the access log where that has a file of its own."""
 
-    log: log.LineHandler
+    main: log.LineHandler
     access: log.LineHandler | None
 
     def following(self, before: sections.Log, after: sections.Log) -> "_Logs":
@@ -79,7 +79,7 @@ class _Logs:
         has_same_log, has_same_access = is_same and before.file == after.file, is_same and before.access == after.access
         access_handler = self.access if has_same_access else log.opened_access(after.access, after.format)
         try:
-            handler = self.log if has_same_log else _tried(log.opened(after.file, after.format))
+            handler = self.main if has_same_log else _tried(log.opened(after.file, after.format))
         except BaseException:
             if access_handler is not None and not has_same_access:
                 access_handler.close()
@@ -88,8 +88,8 @@ class _Logs:
 
     def close_but(self, kept: "_Logs") -> None:
         """Close those that are not among ``kept``."""
-        for handler in (self.log, self.access):
-            if handler is not None and handler not in (kept.log, kept.access):
+        for handler in (self.main, self.access):
+            if handler is not None and handler not in (kept.main, kept.access):
                 handler.close()
 
 
@@ -280,7 +280,7 @@ class Succession:
             listeners,
             make_stations,
             terms,
-            lambda: log.use(logs.log, settings.log.level, logs.access),
+            lambda: log.use(logs.main, settings.log.level, logs.access),
             functools.partial(handlers.call, settings.server.worker_start, "server.worker_start"),
             functools.partial(handlers.call, settings.server.worker_stop, "server.worker_stop"),
         )

@@ -148,7 +148,9 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
     handler = handler_class(getattr(server, "RequestHandlerClass", None))
     wait = _wait(handler, terms) if listener.is_stream else Wait.NONE
     proxy_mode = terms.proxy_mode if listener.is_stream and terms.proxy_mode != "off" else ""
-    client_is_first = wait is not Wait.NONE or proxy_mode
+    tls = terms.tls if listener.address.scheme == "tls" else None
+    first_step = Step.HEADER if proxy_mode else Step.HANDSHAKE if tls is not None else Step.REQUEST
+    client_is_first = wait is not Wait.NONE or first_step is not Step.REQUEST
     defer = listener.options.defer_accept or (DEFER_ACCEPT if client_is_first else 0)
     return Station(
         server,
@@ -166,8 +168,9 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
         is_movable=is_movable(handler),
         may_block=type(server).get_request
         not in (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request),
-        first_step=Step.HEADER if proxy_mode else Step.REQUEST,
+        first_step=first_step,
         proxy_mode=proxy_mode,
+        tls=tls,
     )
 
 
@@ -221,7 +224,7 @@ def refuse_wrapped(sock: socket.socket) -> None:
         ConfigError: says where to wrap instead.
     """
     if getattr(sock, "context", None) is not None:
-        raise ConfigError("a TLS-wrapped listener cannot be shared: wrap each connection, in the handler's setup()")
+        raise ConfigError("a TLS-wrapped listener cannot be shared: bind tls://, or wrap each connection in setup()")
 
 
 def _server_for(service: Service, listener: Listener) -> LaneServer:

@@ -77,7 +77,7 @@ class Handling:
         self._door = None if crew.door.is_open else crew.door
         self._handler_timeout = crew.terms.handler_timeout
         self._has_access_log = crew.terms.has_access_log
-        self._moved: access.Moved = None
+        self._moved: access.Moved | None = None
         self._born = 0.0
         self._forks = process.fork_count()
         self._crew = crew
@@ -144,8 +144,9 @@ class Handling:
             return
         row.end(end)
         if self._has_access_log:
-            sizes, self._moved = self._moved or (None if station.is_stream else access.moved(request)), None
-            access.tell(station, address, self.number, self._born, sizes, end)
+            sizes, self._moved = self._moved, None
+            if not end.is_refusal:
+                access.tell(station, address, self.number, self._born, sizes or access.moved(request), end)
         if self._door is not None:
             self._door.closed(row)
 
@@ -231,6 +232,7 @@ class Handling:
             except BaseException:  # noqa: BLE001 - finish() is the user's
                 process.leave_if_forked(self._forks)
                 self._on_failure(parked.station.server, parked.request, parked.address)
+                self._moved = None
                 parked.is_leaving = False
         if parked.is_leaving and self._crew.hands_over:
             parked.conversation = None

@@ -25,9 +25,9 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created))
-        zone = time.strftime("%z", time.localtime(record.created))
         text = harmless_line(record.getMessage())
-        line = f"{stamp}.{int(record.msecs):03d}{zone} {record.levelname} {record.role} [{record.process}]: {text}"
+        stamp += f".{int(record.msecs):03d}" + time.strftime("%z", time.localtime(record.created))
+        line = f"{stamp} {record.levelname} {vars(record)['role']} [{record.process}]: {text}"
         if hasattr(record, "lost"):
             line += f" ({record.lost} earlier lines lost)"
         details = record.exc_text or record.stack_info or getattr(record, "details", "")

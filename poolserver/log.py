@@ -37,6 +37,7 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 _speaker = "poolserver"
 _has_standard_streams = False
 _service = ""
+_slot = 0
 _journal = ""
 _handler: "LineHandler | None" = None
 _access_handler: "LineHandler | None" = None
@@ -245,11 +246,16 @@ def reopen() -> None:
             handler.reopen()
 
 
-def introduce(role: str, name: str) -> None:
+def introduce(role: str, name: str, slot: int = 0) -> None:
     """Say who speaks from now on in this process: in log lines and in the process title (``ps``, ``top``)."""
-    global _speaker, _service
-    _speaker, _service = role, name
+    global _speaker, _service, _slot
+    _speaker, _service, _slot = role, name, slot
     setproctitle.setproctitle(f"poolserver: {role} [{name}]")
+
+
+def slot() -> int:
+    """The worker's that speaks; 0 where everything runs in one process."""
+    return _slot
 
 
 def announce(line: str) -> None:

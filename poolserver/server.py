@@ -277,7 +277,7 @@ def _shared(server: PoolMixIn, options: Options) -> Iterator[Listener]:
     try:
         yield listener
     finally:
-        if listener.address.scheme == "tcp":
+        if listener.address.is_tcp:
             defer_accept(own, options.defer_accept)
         if isinstance(server.socket, SharedSocket):  # another one, if a handler broke the first
             server.socket.release()

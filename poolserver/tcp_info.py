@@ -5,6 +5,7 @@ Offsets are of ``struct tcp_info``, which only ever grows at its end. Source: tc
 
 import select
 import socket
+import ssl
 import struct
 import sys
 
@@ -19,6 +20,8 @@ _SENT = 200  # and after it what of this was sent again
 _JIFFY = 10  # milliseconds: what the kernel counts in, at its coarsest
 
 _TCP_CLOSE = 7
+_ENDED_STATES = (6, 8, 9, 11)
+"""TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the peer has sent its end. Source: net/tcp_states.h."""
 _NONE = bytes(4)
 
 UNTOLD_QUEUE = 4096
@@ -49,7 +52,8 @@ def has_queue(sock: socket.socket) -> bool:
 
 def transferred(request: socket.socket) -> tuple[int, int] | None:
     """Bytes that the peer has sent, and that were written to it, on the wire or still to go; None: not TCP, or an old
-    kernel. TLS and a reply that the peer has not taken count as what they are. Source: Linux 4.19, tcp_get_info."""
+    kernel. TLS and a reply that the peer has not taken count as what they are; the peer's end, which the kernel counts
+    as a byte, does not. Source: Linux 4.19, tcp_get_info, tcp_fin."""
     try:
         info = request.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SENT + 16)
         (received,) = struct.unpack_from("=Q", info, _RECEIVED)
@@ -57,21 +61,23 @@ def transferred(request: socket.socket) -> tuple[int, int] | None:
         sent, again = struct.unpack_from("=2Q", info, _SENT)
     except (OSError, struct.error):
         return None
-    return received, sent - again + waiting
+    return received - (info[_STATE] in _ENDED_STATES), sent - again + waiting
 
 
 def is_idle(request: object, seconds: float) -> bool:
     """Whether ``SO_RCVTIMEO`` or ``SO_SNDTIMEO`` of ``seconds`` has ended this connection, as far as can be told by a
-    handler that is through with it. It took at least so long, or do not ask.
+    handler that is through with it; for TLS, whose sockets have it as their own time-out, that. It took at least so
+    long, or do not ask.
 
     Either the time-out's exception is being handled, or the client is there, has sent nothing that is unread, and on
     TCP nothing went either way for so long. What cannot be told apart: a handler that was busy elsewhere all that
     time and neither heard from its client nor told it anything; on a Unix socket, whatever it told it. A time-out that
     a handler has set itself is another matter: then these do not apply. Source: tcp(7), socket(7).
     """
-    if not isinstance(request, socket.socket) or request.gettimeout() is not None:
+    own = seconds if isinstance(request, ssl.SSLSocket) else None
+    if not isinstance(request, socket.socket) or request.gettimeout() != own:
         return False
-    if isinstance(sys.exception(), BlockingIOError):
+    if isinstance(sys.exception(), BlockingIOError if own is None else TimeoutError):
         return True
     try:
         if _is_readable(request):

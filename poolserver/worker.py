@@ -70,7 +70,7 @@ class Seat:
 
 def never_accepted(listeners: Iterable[Listener]) -> int:
     """Clients in the accept queues of our own TCP listeners: others do not tell, or live on with whoever made them."""
-    own = [each for each in listeners if each.address.scheme == "tcp" and not each.is_adopted]
+    own = [each for each in listeners if each.address.is_tcp and not each.is_adopted]
     return sum(queue_length(each.socket) for each in own if each.socket.fileno() >= 0)
 
 
@@ -93,7 +93,7 @@ class Worker:
     def run(self) -> int:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
-        log.introduce(f"worker {self._seat.slot}", self._generation.name)
+        log.introduce(f"worker {self._seat.slot}", self._generation.name, self._seat.slot)
         if self._seat.stacks_fd >= 0:
             stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us

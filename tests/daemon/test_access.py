@@ -2,14 +2,19 @@
 
 import json
 import re
+import socket
+import ssl
 from signal import SIGHUP, SIGTERM, SIGUSR1
 
 import pytest
 from clients import Storm, ask, connect, read_line, storm, wait_for
+from test_proxy import ON, v2
+from test_tls_service import secure
 
 LINE = re.compile(
     r"\S+ INFO (?P<role>worker \d+|master) \[\d+\]: access: peer=(?P<peer>\S+) listener=(?P<listener>\S+)"
-    r" lane=(?P<lane>\S+) seconds=(?P<seconds>[\d.e-]+) in=(?P<in>\S+) out=(?P<out>\S+) outcome=(?P<outcome>\w+)"
+    r" worker=(?P<worker>\d+) lane=(?P<lane>\S+) duration=(?P<duration>[\d.e-]+)"
+    r" bytes_in=(?P<in>\S+) bytes_out=(?P<out>\S+) outcome=(?P<outcome>ok|error|timeout|cut)"
 )
 
 
@@ -43,7 +48,7 @@ def test_served_connection_is_told_with_what_it_moved(daemon, path, workers):
     line = the_line(path)
     assert (line["peer"], line["listener"], line["outcome"]) == (peer, served.urls[0], "ok")
     assert (line["in"], line["out"]) == ("10", "6")
-    assert 0.3 <= float(line["seconds"]) < 20
+    assert 0.3 <= float(line["duration"]) < 20
     assert 0 <= int(line["lane"]) < 4
     assert "access:" not in served.log()
 
@@ -117,16 +122,52 @@ def test_json_has_the_fields_by_name(daemon, path):
     assert ask(served, b"hello\n") == b"hello\n"
     wait_for(lambda: path.read_text().endswith("\n"), 10, "the line")
     record = json.loads(path.read_text())
-    assert (record["role"], record["in"], record["out"], record["outcome"]) == ("worker 0", 6, 6, "ok")
+    assert (record["worker"], record["bytes_in"], record["bytes_out"], record["outcome"]) == (0, 6, 6, "ok")
 
 
 def test_unix_peers_and_datagrams_are_told_as_far_as_they_go(daemon, path, tmp_path):
-    """Nobody counts a Unix socket's bytes."""
-    served = daemon("handlers:LineHandler", "--set", f"log.access={path}", bind=f"unix:{tmp_path}/socket", workers=1)
+    """Nobody counts a Unix socket's bytes, nor what answers a datagram."""
+    url = f"unix:{tmp_path}/socket"
+    served = daemon("handlers:LineHandler", "--set", f"log.access={path}", bind=url, workers=1)
     assert ask(served, b"hello\n") == b"hello\n"
     line = the_line(path)
-    assert (line["in"], line["out"]) == ("-", "-")
-    assert line["peer"].startswith("unix:")
+    assert (line["in"], line["out"], line["listener"]) == ("-", "-", url)
+    assert line["peer"].startswith("unix:uid=")
+    path.unlink()
+    served = daemon("datagram_handlers:Upper", "--set", f"log.access={path}", bind="udp://127.0.0.1:0", workers=1)
+    with connect(served) as client:
+        client.send(b"hello")
+        assert client.recv(100) == b"HELLO"
+        line = the_line(path)
+        assert line["peer"] == f"127.0.0.1:{client.getsockname()[1]}"
+    assert (line["in"], line["out"], line["outcome"]) == ("5", "-", "ok")
+
+
+def test_tls_is_told_under_the_proxy_headers_name(daemon, path, pki):
+    """The listener's URL, the true client, and what went over the wire: more than what was said."""
+    words = [*pki.server_options(), *ON, "--set", f"log.access={path}"]
+    served = daemon("handlers:LineHandler", *words, bind="tls://127.0.0.1:0", workers=1)
+    with secure(served, ssl.create_default_context(cafile=pki.ca), before=v2("192.0.2.7")) as client:
+        client.sendall(b"hello\n")
+        assert read_line(client) == b"hello\n"
+    line = the_line(path)
+    assert (line["peer"], line["listener"], line["outcome"]) == ("192.0.2.7:4711", served.urls[0], "ok")
+    assert int(line["in"]) > 100
+    assert int(line["out"]) > 100
+
+
+def test_refused_has_no_line(daemon, path):
+    """Whoever floods us is not to fill the disk; it is counted."""
+    words = ("--set", f"log.access={path}", "--set", "limits.deny=127.0.0.2")
+    served = daemon("handlers:LineHandler", *words, workers=1)
+    with socket.socket() as client:
+        client.bind(("127.0.0.2", 0))
+        client.connect(("127.0.0.1", served.port))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    assert served.status()["totals"]["refused"]["denied"] == 1
+    assert ask(served, b"hello\n") == b"hello\n"
+    assert the_line(path)["peer"].startswith("127.0.0.1:")
 
 
 def test_rotation_and_reload_lose_no_line(daemon, path, tmp_path):
