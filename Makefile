@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests wait on facts, not on the processor, so a few more workers than cores is right.
 JOBS ?= 4
 
-.PHONY: run test test-library soak lint bench clean
+.PHONY: run test test-library soak lint bench bench-flood clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ lint: $(STAMP)
 
 bench: $(STAMP) ## CPU for one connection, side by side
 	$(BIN)/python bench/accept.py
+
+bench-flood: $(STAMP) ## what floods do, here and to the stock recipes, and what limits cost
+	$(BIN)/python bench/flood.py
 
 clean:
 	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis

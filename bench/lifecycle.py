@@ -10,8 +10,9 @@ from statistics import median
 
 from contestants import Contestant, bare, poolserver
 from report import Limit, Row
+from rounds import Progress
 from running import BenchError, Running, children, private_bytes
-from speed import ONE_LINE, Progress
+from speed import ONE_LINE
 
 PRIVATE_ABOVE_BARE = Limit(4.0)
 START = Limit(2.0)

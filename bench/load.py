@@ -48,6 +48,37 @@ def connections(address: Address, count: int, in_flight: int) -> None:
         finish_connection(ring.popleft())
 
 
+def refusals(address: Address, count: int, in_flight: int) -> None:
+    """The same from a source that the server refuses: each connection is to be reset."""
+    ring: deque[socket.socket | None] = deque()
+    for _ in range(count):
+        if len(ring) == in_flight:
+            finish_refusal(ring.popleft())
+        ring.append(refusal_begun(address))
+    while ring:
+        finish_refusal(ring.popleft())
+
+
+def refusal_begun(address: Address) -> socket.socket | None:
+    """None where it was reset while it was begun."""
+    try:
+        return connection_begun(address)
+    except (ConnectionResetError, BrokenPipeError):
+        return None
+
+
+def finish_refusal(client: socket.socket | None) -> None:
+    """Wait for the reset; to be answered is an error."""
+    if client is None:
+        return
+    try:
+        reply = client.recv(4096)
+    except ConnectionResetError:
+        client.close()
+    else:
+        sys.exit(f"a connection that was to be refused got {reply!r}")
+
+
 def receive_reply(client: socket.socket, end: bytes) -> None:
     """Read one reply, known by how it ends; a closed connection is an error."""
     reply = b""
@@ -73,11 +104,13 @@ def keep_alive(address: Address, count: int, kept: int, request: bytes, end: byt
 
 
 def main() -> None:
-    """`load.py connections|lines|pages PORT COUNT CONCURRENT`."""
+    """`load.py connections|refusals|lines|pages PORT COUNT CONCURRENT`."""
     kind, port, count, concurrent = sys.argv[1], *map(int, sys.argv[2:5])
     address = ("127.0.0.1", port)
     if kind == "connections":
         connections(address, count, concurrent)
+    elif kind == "refusals":
+        refusals(address, count, concurrent)
     elif kind == "lines":
         keep_alive(address, count, concurrent, LINE, LINE)
     else:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +26,9 @@ MOST_LAPS = 2
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 BUSY_FIELDS = (1, 2, 3, 6, 7, 8)  # user, nice, system, irq, softirq, steal of the first line: proc(5), /proc/stat
+
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def cpu_us_each(server: Running, load: Load) -> float:
     members = group(server.pid)
     before = server.cpu_ns(members)
     try:
-        load.put_on(server.port)
+        replace(load, kind=server.load_kind or load.kind).put_on(server.port)
     except BenchError as error:
         raise BenchError(f"{server.label}: {error}\n{server.log()}") from None
     time.sleep(SETTLE)
@@ -108,7 +111,7 @@ def lap(servers: Sequence[Running], load: Load) -> Lap:
     return Lap(costs, max(0.0, foreign) / (time.monotonic() - began))
 
 
-def alternate(servers: Sequence[Running], load: Load, rounds: int, progress: Callable[[str], None]) -> Samples:
+def alternate(servers: Sequence[Running], load: Load, rounds: int, progress: Progress) -> Samples:
     """Laps until enough of them were undisturbed; the quietest `rounds` count.
 
     The order turns round each time, and a first lap warms up uncounted. Which laps count is decided by what other

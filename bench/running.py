@@ -6,6 +6,7 @@ Everything the benchmark knows of a server it reads from the kernel, the same wa
 import ctypes
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -81,6 +82,17 @@ def private_bytes(pid: int) -> int:
     return 1024 * sum(int(kib) for kib in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", rollup, re.MULTILINE))
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that the process ever had. **Source**: proc(5), VmHWM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(re.findall(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[0])
+
+
+def threads(pid: int) -> int:
+    """How many threads it has."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
 class Running:
     """One contestant from its start to its last process; a context manager that leaves nothing behind.
 
@@ -89,12 +101,14 @@ class Running:
 
     def __init__(self, contestant: Contestant, scratch: Path) -> None:
         self.label = contestant.label
+        self.load_kind = contestant.load_kind
         self.port = 0
         self.pid = 0
         self.start_seconds = 0.0
         self._command = contestant.command
         self._exit_status = contestant.exit_status
-        name = contestant.label.replace(" ", "-")
+        self._max_files = contestant.max_files
+        name = re.sub("[^0-9A-Za-z]+", "-", contestant.label)
         self._log = scratch / f"{name}.log"
         self._environment = clean_environment() | {"POOLSERVER_CONTROL__SOCKET": str(scratch / f"{name}.sock")}
         self._process: subprocess.Popen[bytes] | None = None
@@ -127,6 +141,11 @@ class Running:
         """The end of what it wrote, for an error message."""
         return self._log.read_text(errors="replace")[-4000:]
 
+    @property
+    def log_bytes(self) -> int:
+        """How much it has written."""
+        return self._log.stat().st_size
+
     def cpu_ns(self, members: list[int]) -> int:
         """CPU of its processes so far."""
         return sum(map(cpu_ns, members))
@@ -141,8 +160,13 @@ class Running:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 # the benchmark has one thread
+                preexec_fn=self._before_exec,  # noqa: PLW1509 # the benchmark has one thread
             )
+
+    def _before_exec(self) -> None:
+        end_with_parent()
+        if self._max_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._max_files, self._max_files))
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         while not (ready := READY.search(self._log.read_text(errors="replace"))):

@@ -1,7 +1,7 @@
 """CPU for one connection, and for one request of a kept connection, against what users could run instead."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from statistics import median
 
 from contestants import Contestant, bare, poolserver, threading_tcp
 from report import Limit, Row, own_figures
-from rounds import Load, Samples, alternate
+from rounds import Load, Progress, Samples, alternate
 from running import BenchError, Running, cpu_ns, group, schedstat_ns
 
 ONE_LINE = "bench.handlers:OneLine"
@@ -30,8 +30,6 @@ IDLE_SECONDS = 2.0
 # How far the two ways of reading CPU time may differ before neither is believed: schedstat is read a moment
 # later, and brings a thread on another CPU up to date only at its next tick (at most 4 ms).
 CLOCK_TOLERANCE = 0.02
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,23 @@ _SCHEMES = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where to bind: one parsed URL. ``sockaddr`` is what ``socket.bind`` takes."""
+    """Where to bind: one parsed URL. ``sockaddr`` is what ``socket.bind`` takes; for ``systemd:NAME``, the name."""
 
     scheme: str
     family: socket.AddressFamily
     sockaddr: tuple[str, int] | str
     fd: int = -1
     """For ``fd://N``: the descriptor to adopt."""
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the socket is somebody else's, who alone knows what it is bound to."""
+        return self.scheme in ("fd", "systemd")
+
+    @property
+    def has_file(self) -> bool:
+        """Whether it is the path of a Unix socket, which appears in the file system."""
+        return self.family == socket.AF_UNIX and not str(self.sockaddr).startswith("\0")
 
     @property
     def is_stream(self) -> bool:
@@ -37,6 +47,8 @@ class Address:
 
     @property
     def url(self) -> str:
+        if self.fd >= 0:
+            return f"fd://{self.fd}"
         if isinstance(self.sockaddr, str):
             return f"{self.scheme}:{self.sockaddr.replace(chr(0), '@', 1)}"
         host, port = self.sockaddr[:2]
@@ -54,8 +66,10 @@ def parse(url: str) -> list[Address]:
     scheme, colon, rest = url.partition(":")
     if scheme == "fd" and rest.startswith("//"):
         return [_parse_fd(url, rest[2:])]
+    if scheme == "systemd" and colon:
+        return [Address("systemd", socket.AF_UNSPEC, rest)]
     if scheme not in _SCHEMES or not colon:
-        known = "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N"
+        known = "tcp://HOST:PORT, likewise tls: and udp:, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:"
         raise ConfigError(f"server.bind: {url!r} is not an address (known: {known})")
     if scheme.startswith("unix"):
         return [_parse_unix(url, scheme, rest)]

@@ -5,12 +5,13 @@ out what it says.
 """
 
 import enum
+import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from poolserver.networks import NO_NETWORKS, Networks, Source
+from poolserver.networks import CACHED_HOSTS, NO_NETWORKS, Networks, Source
 
 BAN_WINDOW_NS = 60 * 10**9
 """Refusals within so long earn a ban: a minute."""
@@ -25,7 +26,7 @@ _RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)/(s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
-class Reason(enum.Enum):
+class Reason(enum.StrEnum):
     """Why somebody is refused; the values are the names under ``refused`` in ``status``."""
 
     PER_SOURCE = "per_source"
@@ -137,6 +138,8 @@ class Limits:
 class Table(Protocol):
     """What admission asks of the table of sources."""
 
+    last_ban: memoryview
+
     def arrive(self, source: Source, now_ns: int, interval_ns: int, burst: int) -> bool: ...
 
     def strike(
@@ -167,64 +170,70 @@ class Admission:
         datagrams: The same of datagrams, a table of its own.
     """
 
-    __slots__ = ("_active", "_datagrams", "_has_networks", "_limits", "_table", "_verdicts", "is_off")
+    __slots__ = ("_active", "_banned", "_datagrams", "_denied", "_limits", "_over", "_standing", "_table", "_too_fast")
 
     def __init__(self, limits: Limits, active: Callable[[Source], int], table: Table, datagrams: Table) -> None:
-        self.is_off = limits.is_off
         self._limits = limits
         self._active = active
         self._table = table
         self._datagrams = datagrams
-        self._verdicts = _REHEARSED if limits.dry_run else _ENFORCED
-        self._has_networks = bool(limits.allow or limits.deny or limits.exempt)
+        verdicts = _REHEARSED if limits.dry_run else _ENFORCED
+        self._denied, self._banned = verdicts[Reason.DENIED], verdicts[Reason.BANNED]
+        self._too_fast, self._over = verdicts[Reason.RATE], verdicts[Reason.PER_SOURCE]
+        has_networks = limits.allow or limits.deny or limits.exempt
+        # Always the same for an address, and the dearest to find out: bisections of lists that no cache of a CPU holds.
+        self._standing = functools.lru_cache(CACHED_HOSTS)(self._by_networks) if has_networks else None
 
     def admit(self, source: Source, now_ns: int) -> Verdict:
-        """Judge a connection that arrives from ``source`` now. Do not ask while ``is_off``."""
-        limits = self._limits
-        if self._has_networks and source.version:
-            is_exempt = limits.exempt.contains(source.address, source.version)
-            if self._is_denied(source):
-                return self._refused(source, now_ns, Reason.DENIED, is_strike=not is_exempt)
-            if is_exempt:
+        """Judge a connection that arrives from ``source`` now. Not asked while ``limits.is_off``."""
+        limits, table = self._limits, self._table
+        if self._standing is not None and (verdict := self._standing(source.address, source.version)) is not None:
+            if verdict is EXEMPT:
                 return EXEMPT
-        if limits.ban_after and self._table.banned(source, now_ns, heeds_rehearsal=limits.dry_run):
-            self._table.refuse(source, now_ns)
-            return self._verdicts[Reason.BANNED]
+            is_exempt = limits.exempt.contains(source.address, source.version)
+            return self._refused(source, now_ns, self._denied, is_strike=not is_exempt)
+        if (
+            limits.ban_after
+            and now_ns < table.last_ban[0]
+            and table.banned(source, now_ns, heeds_rehearsal=limits.dry_run)
+        ):
+            table.refuse(source, now_ns)
+            return self._banned
         interval = limits.rate_interval_ns
-        if interval and not self._table.arrive(source, now_ns, interval, limits.rate_burst):
-            return self._refused(source, now_ns, Reason.RATE)
+        if interval and not table.arrive(source, now_ns, interval, limits.rate_burst):
+            return self._refused(source, now_ns, self._too_fast)
         if limits.per_source and self._active(source) >= limits.per_source:
-            return self._refused(source, now_ns, Reason.PER_SOURCE)
+            return self._refused(source, now_ns, self._over)
         return ADMITTED
 
     def admit_datagram(self, source: Source, now_ns: int) -> Verdict:
         """Judge a datagram: networks and the rate, counted apart from connections; no strikes, no bans."""
         limits = self._limits
-        if self._has_networks and source.version:
-            if self._is_denied(source):
-                return self._dropped(source, now_ns, Reason.DENIED)
-            if limits.exempt.contains(source.address, source.version):
-                return EXEMPT
+        if self._standing is not None and (verdict := self._standing(source.address, source.version)) is not None:
+            return EXEMPT if verdict is EXEMPT else self._dropped(source, now_ns, self._denied)
         interval = limits.rate_interval_ns
         if interval and not self._datagrams.arrive(source, now_ns, interval, limits.rate_burst):
-            return self._dropped(source, now_ns, Reason.RATE)
+            return self._dropped(source, now_ns, self._too_fast)
         return ADMITTED
 
-    def _is_denied(self, source: Source) -> bool:
-        limits, address, version = self._limits, source.address, source.version
-        return limits.deny.contains(address, version) or (
-            bool(limits.allow) and not limits.allow.contains(address, version)
-        )
+    def _by_networks(self, address: int, version: int) -> Verdict | None:
+        """What the networks say of an address; None: nothing, and of a Unix peer never anything."""
+        limits = self._limits
+        if not version:
+            return None
+        if limits.deny.contains(address, version) or (limits.allow and not limits.allow.contains(address, version)):
+            return self._denied
+        return EXEMPT if limits.exempt.contains(address, version) else None
 
-    def _refused(self, source: Source, now_ns: int, reason: Reason, *, is_strike: bool = True) -> Verdict:
+    def _refused(self, source: Source, now_ns: int, verdict: Verdict, *, is_strike: bool = True) -> Verdict:
         limits = self._limits
         self._table.refuse(source, now_ns)
         if is_strike and limits.ban_after:
             self._table.strike(
                 source, now_ns, limits.ban_after, BAN_WINDOW_NS, limits.ban_ns, is_rehearsal=limits.dry_run
             )
-        return self._verdicts[reason]
+        return verdict
 
-    def _dropped(self, source: Source, now_ns: int, reason: Reason) -> Verdict:
+    def _dropped(self, source: Source, now_ns: int, verdict: Verdict) -> Verdict:
         self._datagrams.refuse(source, now_ns)
-        return self._verdicts[reason]
+        return verdict

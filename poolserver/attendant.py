@@ -14,7 +14,7 @@ from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
 from poolserver.park import Park
 from poolserver.parked import Limits, Parked
-from poolserver.scoreboard import Outcome
+from poolserver.rows import Outcome
 from poolserver.station import Terms
 
 CLOSE_LOOK = 0.01
@@ -85,10 +85,11 @@ class Attendant:
         self._next_look = max(now + SOON, min(now + TICK, self._park.nearest(self._limits)))
 
     def tick(self) -> None:
-        """Once a second: what status shows, and this worker's share of ``max_parked``."""
+        """At each tick: a sign of life, what status shows, and this worker's share of ``max_parked``."""
         self._park.share_out()
         self._park.settle(time.monotonic())
         oldest = self._park.oldest()
+        self._park.row.sign()
         self._park.row.oldest(0 if oldest == math.inf else int(oldest * 1e9), is_stressed=self.is_stressed)
 
     def drain(self, now: float, *, hand_over: bool) -> None:

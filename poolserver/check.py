@@ -1,17 +1,22 @@
 """``poolserver check``: everything that ``run`` would need, tried without serving, and hazards worth knowing."""
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import handlers, tls
+from poolserver import handlers, log
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
-from poolserver.errors import ConfigError
+from poolserver.console import check_metrics
+from poolserver.errors import ConfigError, PoolserverError
 from poolserver.networks import Networks, source_of
+from poolserver.privileges import Account
 from poolserver.sections import Config, Tls
 from poolserver.shortage import most_descriptors
+from poolserver.surroundings import refuse_daemon
+from poolserver.tls import context_for
 
 OTHER_DESCRIPTORS = 64
 """What a worker has open beside its connections, and its handlers' own files, at a guess."""
@@ -28,18 +33,69 @@ class Report:
 
 
 def examine(loaded: Loaded) -> Report:
-    """Try what can be tried: addresses parse, the handler imports and fits them, folders are there."""
+    """Try what can be tried: addresses parse, folders are there, the handler imports and fits the addresses.
+
+    The handler is tried as the user that it is to run as, who this process then is."""
     settings = loaded.config
     report = Report(effective(loaded))
+    account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
-    _try_handler(settings, addresses, report)
-    _try_certificate(settings, report)
+    checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)]
+    checks += [refuse_daemon] if settings.server.daemonize else []
+    checks.append(lambda: context_for(settings.server.bind, **settings.tls.model_dump(exclude={"handshake_timeout"})))
+    for is_usable in checks:
+        try:
+            is_usable()
+        except ConfigError as error:
+            report.problems.append(str(error))
+    if settings.control.socket and not Path(settings.control.socket).parent.is_dir():
+        report.problems.append(f"control.socket: the folder of {settings.control.socket} does not exist")
     if settings.server.chdir and not Path(settings.server.chdir).is_dir():
         report.problems.append(f"server.chdir: {settings.server.chdir} is not a directory")
     if settings.log.file and not Path(settings.log.file).parent.is_dir():
         report.problems.append(f"log.file: the folder of {settings.log.file} does not exist")
     report.hazards = list(_hazards(settings, addresses))
+    if account is not None:
+        report.hazards += _account_hazards(settings, addresses, account)
+        account.become()  # for good: what root could import says nothing
+    _try_handler(settings, addresses, report)
     return report
+
+
+def _account(settings: Config, report: Report) -> Account | None:
+    """Whom ``run`` would become, where it could."""
+    try:
+        account = Account.named(settings.server.user, settings.server.group)
+        if account is not None:
+            account.refuse_unreachable()
+        return account
+    except PoolserverError as error:
+        report.problems.append(str(error))
+        return None
+
+
+def _account_hazards(settings: Config, addresses: list[Address], account: Account) -> Iterator[str]:
+    """What only root can do, and nobody is root any more once it serves."""
+    if account.uid == 0:
+        yield "server.user: without one, processes that start as root stay root, whatever server.group is"
+        return
+    library = Path(os.__file__).parent
+    if not account.may_read(library):
+        yield f"server.user: {account.name} may not read {library}: handlers can import only what is loaded already"
+    first = _sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start") or 0
+    low = [address.url for address in addresses if isinstance(address.sockaddr, tuple) and address.sockaddr[1] < first]
+    if low:
+        yield f"{low[0]}: only root can bind it: after a reload or upgrade that moves it, a restart is needed"
+    section = settings.tls
+    for key, path in (("certificate", section.certificate), ("key", section.key), ("client_ca", section.client_ca)):
+        if path and not account.may_read(Path(path)):
+            yield f"tls.{key}: {account.name} may not read {path}: a reload will fail, and only a restart renews it"
+    files = {"log.file": settings.log.file, "server.pidfile": settings.server.pidfile}
+    files |= {address.url: str(address.sockaddr) for address in addresses if address.has_file}
+    for what, path in files.items():
+        if path and not account.may_write(Path(path).parent):
+            verb = "make it anew after a rotation" if what == "log.file" else "remove it at the end"
+            yield f"{what}: {account.name} may not write in {Path(path).parent}, and so cannot {verb}"
 
 
 def _parsed(url: str, report: Report) -> list[Address]:
@@ -55,18 +111,11 @@ def _try_handler(settings: Config, addresses: list[Address], report: Report) -> 
     try:
         found = handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
         for address in addresses:
-            handlers.fitting(found, address)
+            if not address.is_passed:
+                handlers.fitting(found, address)
     except ConfigError as error:
         report.problems.append(str(error))
         report.details = error.details
-
-
-def _try_certificate(settings: Config, report: Report) -> None:
-    section = settings.tls
-    try:
-        tls.context_for(settings.server.bind, **section.model_dump(exclude={"handshake_timeout"}))
-    except ConfigError as error:
-        report.problems.append(str(error))
 
 
 def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
@@ -75,6 +124,8 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
         yield f"socket.backlog = {settings.socket.backlog} is cut to {limit} by net.core.somaxconn"
     if not settings.timeouts.idle:
         yield "timeouts.idle is off: a client that falls silent holds its lane for ever"
+    if settings.server.daemonize and not settings.log.file:
+        yield "server.daemonize without log.file: a daemon has no standard error, and its log is lost"
     yield from _limit_hazards(settings, addresses)
     yield from _tls_hazards(settings.tls, addresses)
     if settings.proxy_protocol.mode != "off":
@@ -140,9 +191,9 @@ def _sees_proxies_only(addresses: list[Address], exempt: Iterable[str]) -> bool:
     """Whether all who connect are of this machine, and some of them are counted. Of a passed descriptor nobody can
     tell."""
     networks = Networks.parse(exempt)
-    streams = [address for address in addresses if address.is_stream or address.fd >= 0]
+    streams = [address for address in addresses if address.is_stream or address.is_passed]
     sources = [source_of(address.sockaddr, 32, 128) for address in streams]
-    are_local = not any(_is_public(address) or address.fd >= 0 for address in streams)
+    are_local = not any(_is_public(address) or address.is_passed for address in streams)
     return are_local and any(not networks.contains(source.address, source.version) for source in sources)
 
 

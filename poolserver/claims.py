@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from poolserver.networks import Source
-from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
+from poolserver.scoreboard import MAX_BERTHS, MAX_ROWS
 
 TRANSITS = 32
 """Connections of one worker that are on their way to another at once, so far as they are counted."""
@@ -23,13 +23,14 @@ _BUCKETS = 511
 TRACKED = (_BUCKETS + 1) * _WAYS
 """Entries of a worker's table of parked sources: 64 KiB, of which pages that nobody touched cost nothing."""
 
-_ROWS = MAX_LANES
-_WORKERS = MAX_LANES + 1
-_USED = MAX_LANES + 2
-_TRANSIT = _USED + MAX_WORKERS
-_TABLES = _TRANSIT + MAX_WORKERS * TRANSITS
+_ROWS = MAX_ROWS
+_WORKERS = MAX_ROWS + 1
+_HAS_PARKED = MAX_ROWS + 2
+_USED = MAX_ROWS + 3
+_TRANSIT = _USED + MAX_BERTHS
+_TABLES = _TRANSIT + MAX_BERTHS * TRANSITS
 _TABLE_WORDS = 2 * TRACKED
-_WORDS = _TABLES + MAX_WORKERS * _TABLE_WORDS
+_WORDS = _TABLES + MAX_BERTHS * _TABLE_WORDS
 
 
 class Claims:
@@ -75,8 +76,7 @@ class Claims:
         """How many connections ``source`` has in the whole pool."""
         words, memory, digest = self._words, self._memory, source.digest
         count = memory[: words[_ROWS] << 3].count(digest)
-        used = words[_USED : _USED + words[_WORKERS]].tolist()
-        if any(used):
+        if words[_HAS_PARKED] and any(used := words[_USED : _USED + words[_WORKERS]].tolist()):
             count += memory[_TRANSIT << 3 : (_TRANSIT + TRANSITS * len(used)) << 3].count(digest)
             count += sum(self._parked_at(worker, source.number) for worker, parked in enumerate(used) if parked)
         return count
@@ -106,7 +106,7 @@ class Claims:
         entry = self._entry(worker, number)
         if entry < 0:
             return False
-        self._words[_USED + worker] += 1
+        self._note_parked(worker)
         self._words[entry] = number
         self._words[entry + TRACKED] += 1
         return True
@@ -127,14 +127,14 @@ class Claims:
         first = _TRANSIT + worker * TRANSITS
         for word in range(first, first + TRANSITS):
             if not self._words[word]:
-                self._words[_USED + worker] += 1
+                self._note_parked(worker)
                 self._words[word] = number
                 return word - _TRANSIT
         return -1
 
     def received(self, place: int) -> None:
         """The receiver counts it now. Out of bounds, as a strange message may say, it means nothing."""
-        if 0 <= place < MAX_WORKERS * TRANSITS:
+        if 0 <= place < MAX_BERTHS * TRANSITS:
             self._words[_TRANSIT + place] = 0
 
     def settle(self, worker: int, places: Iterable[int]) -> list[int]:
@@ -168,6 +168,10 @@ class Claims:
                 counts.update(self._words[transit : transit + TRANSITS].tolist())
         del counts[0]
         return counts
+
+    def _note_parked(self, worker: int) -> None:
+        self._words[_USED + worker] += 1
+        self._words[_HAS_PARKED] = 1  # for good: where nothing ever parks, nobody need look for it
 
     def _parked_at(self, worker: int, number: int) -> int:
         entry = self._find(worker, number)

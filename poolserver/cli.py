@@ -1,6 +1,8 @@
 """The command line: options in, lines and exit codes out. The only place that prints and exits."""
 
 import contextlib
+import functools
+import importlib
 import json
 import os
 import sys
@@ -10,7 +12,7 @@ from typing import Any
 
 import click
 
-from poolserver import __version__, check, rendezvous, service, tables
+from poolserver import __version__, check, rendezvous, service, tables, whereabouts
 from poolserver.config import Loaded, Option, environment, load
 from poolserver.errors import ConfigError, PoolserverError, UsageError
 from poolserver.remote import PATIENCE, Server, located
@@ -68,15 +70,17 @@ def cli() -> None:
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options that ``run`` and ``check`` share."""
-    urls = "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N"
+    urls = "tcp://HOST:PORT, likewise tls: and udp:, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:[NAME]"
     helps = {
         "config": "TOML file with the configuration.",
         "bind": f"Where to listen; may repeat. {urls}.  [default: tcp://127.0.0.1:20000]",
         "workers": "Worker processes; auto = cores, 0 = everything in this process.  [default: auto]",
         "threads": "Lanes (threads) in each worker, each with one connection at a time.  [default: 8]",
+        "daemon": "Leave the shell once the pool serves; see server.pidfile.",
         "set": "Set any key of the configuration; may repeat.",
     }
     for decorate in (
+        click.option("--daemon", "is_daemon", is_flag=True, help=helps["daemon"]),
         click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help=helps["set"]),
         click.option("-t", "--threads", metavar="N", help=helps["threads"]),
         click.option("-w", "--workers", metavar="N", help=helps["workers"]),
@@ -97,8 +101,7 @@ def run(**given: Any) -> None:
     server class that has its own RequestHandlerClass. The current directory is importable. Try:
     poolserver run poolserver.examples.echo:EchoHandler
     """
-    loaded = _loaded(**given)
-    service.run(loaded, is_whole_process=True)
+    service.run(functools.partial(_loaded, **given), is_whole_process=True)
 
 
 @cli.command("check", epilog=_EXIT_CODES)
@@ -124,6 +127,7 @@ def _loaded(
     workers: str | None,
     threads: str | None,
     sets: Sequence[str],
+    is_daemon: bool,
 ) -> Loaded:
     options: dict[str, Option] = {}
     for text in sets:
@@ -131,6 +135,8 @@ def _loaded(
         if not equals or "." not in key:
             raise UsageError(f"--set {text}: want SECTION.KEY=VALUE, as in --set pool.threads=4")
         options[key.strip()] = Option(value.strip(), "--set")
+    if is_daemon:
+        options["server.daemonize"] = Option("true", "--daemon")
     if bind:
         options["server.bind"] = Option(tuple(bind), "--bind")
     named = {
@@ -183,6 +189,30 @@ def status(is_json: bool, **where: Any) -> None:
     click.echo(json.dumps(snapshot) if is_json else tables.status_text(snapshot))
 
 
+@cli.command("top", epilog=_EXIT_CODES)
+@_asking
+def top_command(**where: Any) -> None:
+    """Show a running server live: courses, workers, worst sources, longest conversations. q quits."""
+    try:
+        top = importlib.import_module("poolserver.top")
+    except ModuleNotFoundError as error:
+        raise PoolserverError(f"top needs {error.name}: pip install 'poolserver[top]'") from None
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise PoolserverError("top needs a terminal; `poolserver status` does not")
+    with _asked(**where) as server:
+        path = server.path
+    top.watch(lambda: _snapshot(path))
+
+
+def _snapshot(path: Path) -> Any:
+    """None while nobody answers: it may be back in a moment."""
+    try:
+        with Server.at(path) as server:
+            return server.ask("status", patience=PATIENCE)["status"]
+    except PoolserverError:
+        return None
+
+
 @cli.command(epilog=_EXIT_CODES)
 @click.option("--now", "is_now", is_flag=True, help="Cut open connections.")
 @_asking
@@ -232,6 +262,15 @@ def _order(command: str, outcome: str, **where: Any) -> None:
     with _asked(**where) as server:
         server.ask(command)
         click.echo(f"{server}: {outcome}")
+
+
+@cli.command(epilog=_EXIT_CODES)
+@_asking
+def stacks(**where: Any) -> None:
+    """Show where every thread of every worker is, and whom each lane serves."""
+    with _asked(**where) as server:
+        told = server.ask("stacks", patience=2 * PATIENCE)
+    click.echo(whereabouts.stacks_text(told["stacks"], told["status"]))
 
 
 @cli.command()

@@ -28,6 +28,7 @@ class Order(enum.Enum):
     DRAIN = signal.SIGTERM  # the service stops: serve the accept queue too, finish, leave
     RETIRE = signal.SIGRTMIN  # others go on: leave the queue to them. A real-time signal, since no terminal
     # and no process group sends one by accident (SIGHUP, SIGWINCH and SIGUSR2 come that way)
+    GO = signal.SIGRTMIN + 1  # to a canary: the reload is committed, accept
     STOP_NOW = signal.SIGQUIT
     REOPEN = signal.SIGUSR1
     KILL = signal.SIGKILL

@@ -20,10 +20,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from poolserver import rendezvous
+from poolserver.binding import bind_all
 from poolserver.commands import CONTROL_COMMANDS
 from poolserver.errors import PoolserverError, SystemRefusedError
 from poolserver.events import Asked, Event
-from poolserver.listener import Listener, Options, bind_all
+from poolserver.listener import Listener, Options
+from poolserver.privileges import Account
 from poolserver.remote import Server
 
 _log = logging.getLogger("poolserver")
@@ -43,6 +45,9 @@ BACKLOG = 128
 PAUSE = 0.1
 """Seconds without accepting when descriptors have run out: the listener stays ready, and would spin the loop."""
 
+MAX_PATH_BYTES = 107
+"""Source: unix(7), sun_path."""
+
 MAX_ACCEPTED = 64
 """Connections taken in one turn: a thousand that come at once must not keep the workers waiting."""
 
@@ -53,9 +58,10 @@ Question = Callable[[int], Mapping[str, object] | None]
 class _Client:
     """A connection, as the server half sees it: it asks, waits for the answer, takes it, and may ask again."""
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, deadline: float, patience: float = PATIENCE) -> None:
         self.sock = sock
         self.deadline = deadline
+        self.patience = patience
         self.received = b""
         self.unsent = memoryview(b"")
         self.is_waiting = False
@@ -85,7 +91,7 @@ class ControlSocket:
     Only root and the user that the server runs as are answered. Source: unix(7), SO_PEERCRED.
     """
 
-    def __init__(self, listener: Listener, name: str) -> None:
+    def __init__(self, listener: Listener | None, name: str) -> None:
         self.listener = listener
         self._questions: dict[str, Question] = {"who": lambda _asker: {"name": name, "pid": os.getpid()}}
         self._clients: dict[int, _Client] = {}
@@ -99,7 +105,9 @@ class ControlSocket:
     def interests(self) -> dict[int, int]:
         """What to poll: descriptors, and for which events."""
         found = {client.sock.fileno(): client.interest for client in self._clients.values()}
-        return found if self._paused_until else found | {self.listener.socket.fileno(): select.POLLIN}
+        if self.listener is not None and not self._paused_until:
+            found[self.listener.socket.fileno()] = select.POLLIN
+        return found
 
     def deadline(self) -> float:
         """When to call ``attend`` at the latest, in monotonic seconds."""
@@ -122,10 +130,15 @@ class ControlSocket:
                     events += self._converse(asker, client, answered, now)
                 except OSError:
                     self._drop(asker)  # reset, or gone with its reply unread
-        if self._paused_until <= now:
+        if self.listener is not None and self._paused_until <= now:
             self._paused_until = 0.0
-            self._accept(now)
+            self._accept(self.listener.socket, now)
         return events
+
+    def adopt(self, sock: socket.socket) -> None:
+        """A client of our own making, such as the exporter: it has all the time in the world, and keeps its place."""
+        sock.setblocking(False)
+        self._clients[self._new_asker()] = _Client(sock, math.inf, patience=math.inf)
 
     def answer(self, asker: int, ok: bool, reason: str = "", **more: object) -> None:
         """The outcome of what ``asker`` had asked; one that has left meanwhile is told nothing."""
@@ -138,18 +151,20 @@ class ControlSocket:
         """The end of the service. What was answered is on its way; whoever still waits sees the end of file."""
         for asker in list(self._clients):
             self._drop(asker)
-        self.listener.close()
+        if self.listener is not None:
+            self.listener.close()
 
     def close_in_child(self) -> None:
         """In a forked child: its copies. A client must see the end of the master, not of the last worker."""
         for client in self._clients.values():
             client.sock.close()
-        self.listener.socket.close()
+        if self.listener is not None:
+            self.listener.socket.close()
 
-    def _accept(self, now: float) -> None:
+    def _accept(self, listener: socket.socket, now: float) -> None:
         for _ in range(MAX_ACCEPTED):
             try:
-                sock, _ = self.listener.socket.accept()
+                sock, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError:
@@ -160,15 +175,19 @@ class ControlSocket:
             refusal = "" if _is_allowed(sock) else "only root and the server's own user may ask"
             if not (refusal or self._make_room()):
                 refusal = f"{MAX_CLIENTS} clients are waiting for answers already"
-            asker, self._next_asker = self._next_asker, self._next_asker + 1
+            asker = self._new_asker()
             self._clients[asker] = client
             if refusal:
                 self._refuse(asker, client, refusal, now)
 
+    def _new_asker(self) -> int:
+        self._next_asker += 1
+        return self._next_asker - 1
+
     def _make_room(self) -> bool:
-        if len(self._clients) < MAX_CLIENTS:
+        if sum(client.patience < math.inf for client in self._clients.values()) < MAX_CLIENTS:
             return True
-        slow = [(client.deadline, asker) for asker, client in self._clients.items() if not client.is_waiting]
+        slow = [(client.deadline, asker) for asker, client in self._clients.items() if client.deadline < math.inf]
         if slow:
             self._drop(min(slow)[1])
         return bool(slow)
@@ -211,7 +230,7 @@ class ControlSocket:
         self._reply(asker, client, _line(False, reason), now)
 
     def _reply(self, asker: int, client: _Client, line: bytes, now: float) -> None:
-        client.deadline = now + PATIENCE
+        client.deadline = now + client.patience
         client.unsent = memoryview(line)
         try:
             self._send(asker, client, now)
@@ -225,7 +244,7 @@ class ControlSocket:
             return  # it does not read; its time runs
         if client.unsent:
             return
-        client.deadline = now + PATIENCE
+        client.deadline = now + client.patience
         if client.is_last:
             self._drop(asker)
 
@@ -263,24 +282,37 @@ def _is_allowed(sock: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def opened(configured: str, name: str, mode: int, environ: Mapping[str, str]) -> Iterator[ControlSocket | None]:
+def opened(
+    configured: str, name: str, mode: int, environ: Mapping[str, str], owner: Account | None = None
+) -> Iterator[ControlSocket]:
     """A control socket for the block; its file is removed after it. A stale file is replaced, a live server never.
 
     Args:
         configured: Its path; empty = the one that the server's name has by default. Where that cannot be used, as on a
-            read-only disk, there is none (None), which is said: the service is worth more.
+            read-only disk, nobody can connect, which is said: the service is worth more.
         name: The server's.
         mode: The file's permissions.
         environ: Where default paths begin.
+        owner: Whose its file is to be; None = ours.
 
     Raises:
         SystemRefusedError: a server answers there already, which is named; or the configured path cannot be used.
     """
+    control = ControlSocket(_bound(configured, name, mode, environ, owner), name)
+    try:
+        yield control
+    finally:
+        control.close()
+
+
+def _bound(configured: str, name: str, mode: int, environ: Mapping[str, str], owner: Account | None) -> Listener | None:
     path = Path(configured) if configured else rendezvous.default_path(name, environ, os.geteuid())
     try:
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+            raise SystemRefusedError(f"{path} is longer than the {MAX_PATH_BYTES} bytes that a socket's path may have")
         if not configured:
-            rendezvous.make_folder(path.parent)
-        (listener,) = bind_all([f"unix:{path}"], Options(backlog=BACKLOG, unix_mode=mode))
+            rendezvous.make_folder(path.parent, for_another=owner is not None)
+        (listener,) = bind_all([f"unix:{path}"], Options(backlog=BACKLOG, unix_mode=mode, owner=owner))
     except (OSError, PoolserverError) as error:
         if who := _owner_of(path):
             text = f"{who} answers at {path} already: give this one another server.name, or its own control.socket"
@@ -288,13 +320,8 @@ def opened(configured: str, name: str, mode: int, environ: Mapping[str, str]) ->
         if configured:
             raise SystemRefusedError(f"control.socket: {error}") from error
         _log.warning("no control socket, so signals alone are obeyed; set control.socket: %s", error)
-        yield None
-        return
-    control = ControlSocket(listener, name)
-    try:
-        yield control
-    finally:
-        control.close()
+        return None
+    return listener
 
 
 def _owner_of(path: Path) -> str:

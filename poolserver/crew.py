@@ -21,22 +21,19 @@ from poolserver.failures import say_counted
 from poolserver.handover import Pairs, intakes
 from poolserver.here import Here
 from poolserver.lane import Lane
-from poolserver.listener import defer_accept
 from poolserver.mending import keep_nonblocking, mend
 from poolserver.park import Park
 from poolserver.parked import Parked
-from poolserver.scoreboard import Outcome, Quarters
+from poolserver.rows import Outcome, Quarters
 from poolserver.shared_socket import SharedSocket
 from poolserver.shortage import Shortage
 from poolserver.signals import wait_readable
+from poolserver.socket_options import defer_accept
 from poolserver.station import Station, Terms
 from poolserver.tcp_info import queue_length
 from poolserver.wakeups import Wakeups
 
 _log = logging.getLogger("poolserver")
-
-TICK = 1.0
-"""Seconds between looks at what no descriptor tells: a lane that died, a listener made blocking by a stranger."""
 
 DRAIN_LOOK = 0.1
 """Seconds between looks, while draining, whether the accept queues are served and the listeners can be closed."""
@@ -240,8 +237,8 @@ class Crew:
             alive = [lane for lane in self._lanes if lane in self._present]
             if self._phase is Phase.SERVING:
                 self._tick(now)
-            elif not alive:
-                self._phase = Phase.OVER
+            elif all(lane.is_hung for lane in alive):
+                self._give_up(alive)  # nobody, or those only that do not come back
             elif self._phase is Phase.DRAINING:
                 self._drain(alive, now)
             elif now >= self._phase_ends:
@@ -264,7 +261,7 @@ class Crew:
     def _tick(self, now: float) -> None:
         if now < self._next_tick:
             return
-        self._next_tick = now + TICK
+        self._next_tick = now + self.terms.tick
         self.shortage.settle(now)
         self._attendant.tick()
         say_counted()

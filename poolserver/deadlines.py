@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from poolserver.adapter import cut, peer_name
 from poolserver.failures import log_line, log_stack
 from poolserver.lane import Lane
-from poolserver.scoreboard import Outcome
+from poolserver.rows import Outcome
 
 HANG_GRACE = 5.0
 """Seconds that a handler has to come back once its connection was shut down under it."""

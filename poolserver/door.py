@@ -5,14 +5,15 @@
 
 import socket
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from poolserver.adapter import RESET_ON_CLOSE
-from poolserver.admission import Admission, Limits, Reason, Verdict
+from poolserver.admission import Admission, Limits, Reason
 from poolserver.claims import Claims
 from poolserver.networks import key_text, source_of
-from poolserver.scoreboard import Outcome, Row
+from poolserver.rows import Outcome, Row
 from poolserver.sources import SourceTable
 
 _REFUSED = {
@@ -43,11 +44,16 @@ class Register:
         return cls(Claims.create(), SourceTable.create(), SourceTable.create())
 
     def worst(self, limits: Limits, count: int) -> list[tuple[str, int]]:
-        """The sources most refused, in words, with how often."""
-        found = self.connections.worst(count) + self.datagrams.worst(count)
-        found.sort(key=lambda each: -each[1])
+        """The sources most refused, in words, with how often.
+
+        Each is named once, though it may have sent datagrams too, or have two entries from workers that raced.
+        """
+        found: Counter[bytes] = Counter()
+        for key, times in self.connections.worst(2 * count) + self.datagrams.worst(2 * count):
+            found[key] += times
         return [
-            (key_text(key, limits.source_prefix_v4, limits.source_prefix_v6), times) for key, times in found[:count]
+            (key_text(key, limits.source_prefix_v4, limits.source_prefix_v6), times)
+            for key, times in found.most_common(count)
         ]
 
 
@@ -55,9 +61,15 @@ class Door:
     """Runs in a worker; its lanes share it."""
 
     def __init__(self, limits: Limits, register: Register) -> None:
-        self.is_open = limits.is_off
-        self._limits = limits
+        self._register = register
         self._claims = register.claims
+        self.change(limits)
+
+    def change(self, limits: Limits) -> None:
+        """Judge by these from now on; who is in stays. Lanes that met an open door do not ask again."""
+        register = self._register
+        self.is_open = self._is_off = limits.is_off
+        self._limits = limits
         self._admission = Admission(limits, register.claims.active, register.connections, register.datagrams)
 
     def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool, is_accepted: bool = False) -> bool:
@@ -65,7 +77,16 @@ class Door:
 
         One that is let in has its claim until ``closed``. ``is_accepted``: it was counted as accepted before.
         """
-        verdict = self._judge(row.number, address) if is_stream else self._judge_datagram(address)
+        if self._is_off:
+            return True  # since a reload
+        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
+        with self._claims.lock:
+            if is_stream:
+                verdict = self._admission.admit(source, time.monotonic_ns())
+                if verdict.is_counted:
+                    self._claims.claim(row.number, source)
+            else:
+                verdict = self._admission.admit_datagram(source, time.monotonic_ns())
         if verdict.reason is None:
             return True
         if not verdict.is_enforced:
@@ -83,19 +104,6 @@ class Door:
     def closed(self, row: Row) -> None:
         """The lane's connection is over: its claim is given back."""
         self._claims.give_back(row.number)
-
-    def _judge(self, lane: int, address: Any) -> Verdict:
-        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
-        with self._claims.lock:
-            verdict = self._admission.admit(source, time.monotonic_ns())
-            if verdict.is_counted:
-                self._claims.claim(lane, source)
-        return verdict
-
-    def _judge_datagram(self, address: Any) -> Verdict:
-        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
-        with self._claims.lock:
-            return self._admission.admit_datagram(source, time.monotonic_ns())
 
     def _turn_away(self, request: socket.socket) -> None:
         """By a reset, which leaves nothing in the kernel; a plain close; or a text, which one send takes whole."""

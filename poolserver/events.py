@@ -4,6 +4,14 @@ import enum
 from dataclasses import dataclass
 
 from poolserver.commands import Command, Order
+from poolserver.states import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBooted:
+    """It has loaded the handler and built the server objects. A canary waits from here on."""
+
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +21,36 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """``how`` is a clause such as "was killed by SIGKILL"; ``reason`` what it reported before, or empty."""
+    """``how`` is a clause such as "was killed by SIGKILL", which may have further lines with its last stack; ``reason``
+    what it reported before, or empty."""
 
     serial: int
     how: str
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpent:
+    """It has served enough, and is to be replaced when its turn comes. ``why`` is a clause."""
+
+    serial: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSick:
+    """``why`` is a clause. One that ``is_silent`` has nothing to finish: it cannot."""
+
+    serial: int
+    why: str
+    is_silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRevived:
+    """One that was silent gives signs of life again."""
+
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +68,24 @@ class ListenerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a reload needs is there: the configuration is valid, what is new is bound.
+
+    ``closes``: some listeners are not in the new configuration.
+    """
+
+    policy: Policy
+    closes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NotPrepared:
+    """A reload cannot begin; nothing was changed. ``reason`` may have further lines."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """An operator asked through the control socket, and waits for the truth. ``number`` is for ``SCALE``."""
 
@@ -46,22 +97,46 @@ class Asked:
 NOBODY = -1
 """The asker of a command that came by signal. Others count from 0."""
 
-Event = WorkerReady | WorkerExited | ForkFailed | ListenerLost | Command | Asked | None
+Event = (
+    WorkerBooted
+    | WorkerReady
+    | WorkerExited
+    | WorkerSpent
+    | WorkerSick
+    | WorkerRevived
+    | ForkFailed
+    | ListenerLost
+    | Prepared
+    | NotPrepared
+    | Command
+    | Asked
+    | None
+)
 """None: only time has passed. A bare Command came by signal: nobody waits for an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Fork a worker."""
+    """Fork a worker with so many ``lanes``. A canary is to wait for ``Order.GO`` once it has booted."""
 
     serial: int
     slot: int
+    generation: int = 1
+    lanes: int = 8
+    is_canary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
     serial: int
     order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Ask a worker that does not answer by itself where its threads are, for the log."""
+
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +147,26 @@ class Announce:
 @dataclass(frozen=True, slots=True)
 class CloseDoor:
     """No new connections into the accept queues: the service ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Read the configuration again and bind what is new; answered by ``Prepared`` or ``NotPrepared``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The generation that was prepared is the current one from here on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """The generation that was prepared will not be: close what was bound for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Close the listeners that the current generation does not have: nobody but one last worker accepts there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,4 +209,18 @@ class Finish:
     reason: str = ""
 
 
-Action = Start | Send | Announce | CloseDoor | ReopenLogs | Say | Answer | Finish
+Action = (
+    Start
+    | Send
+    | Examine
+    | Announce
+    | CloseDoor
+    | Prepare
+    | Commit
+    | Abandon
+    | Withdraw
+    | ReopenLogs
+    | Say
+    | Answer
+    | Finish
+)

@@ -91,6 +91,21 @@ def service_of(attribute: Any, handler: str, server_class: str) -> Service:
     return Service(attribute, chosen)
 
 
+def call(spec: str, key: str) -> None:
+    """Call the function that ``key`` names, if it names one.
+
+    Raises:
+        ConfigError: it cannot be imported or called, or raises.
+    """
+    if not spec:
+        return
+    function = _import(spec, key)
+    try:
+        function()
+    except BaseException as error:
+        raise ConfigError(f"{key}: {spec}: {type(error).__name__}: {error}", traceback.format_exc()) from error
+
+
 def fitting(service: Service, address: Address) -> None:
     """Refuse a handler on a kind of address that it cannot serve, and one that waits for what there is not.
 

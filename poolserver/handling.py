@@ -16,7 +16,7 @@ from poolserver.door import Door
 from poolserver.failures import log_failure
 from poolserver.park import Park
 from poolserver.parked import Parked
-from poolserver.scoreboard import Outcome, Row
+from poolserver.rows import Outcome, Row
 from poolserver.shortage import Shortage
 from poolserver.station import Station, Terms
 from poolserver.tcp_info import is_idle, is_reset
@@ -90,6 +90,11 @@ class Handling:
     def end_as(self, request: object, outcome: Outcome) -> None:
         """``request`` ends as ``outcome``, whatever its handler does now, unless this lane has another by then."""
         self._ended_from_outside = (request, outcome)
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether its handler has been given up."""
+        return self._row.is_hung
 
     def mark_hung(self) -> None:
         """Write it on the scoreboard: the lane itself cannot."""

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ VERSION = 1
 
 MAX_MESSAGE_BYTES = 2048
 """An address and a URL are a few hundred bytes at most: a Unix socket's path is 108."""
+
+
+_DESCRIPTOR = struct.Struct("i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,7 @@ class Intake:
     def receive(self) -> Arrival | None:
         """The next, if there is one. What cannot be understood is closed and said."""
         try:
-            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            text, fds, _, _ = socket.recv_fds(self.pair.reading, MAX_MESSAGE_BYTES, 1, flags)
+            text, fds = _received(self.pair.reading)
         except BlockingIOError:
             return None  # a sibling was quicker
         place = -1
@@ -111,6 +114,16 @@ class Intake:
         peer, since, claim = ast.literal_eval(told["peer"]), time.monotonic() - float(told["age"]), int(told["claim"])
         is_between, step = bool(told["between"]), Step(told["step"])
         return Parked(station, socket.socket(fileno=fds[0]), peer, since, claim, is_between=is_between, step=step)
+
+
+def _received(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """A message and its descriptor, which no program that a handler starts shall inherit.
+
+    Source: recvmsg(2) MSG_CMSG_CLOEXEC; ``socket.recv_fds`` takes flags and ignores them (CPython 3.13.0).
+    """
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    text, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_LEN(_DESCRIPTOR.size), flags)
+    return text, [_DESCRIPTOR.unpack(octets)[0] for _, kind, octets in ancillary if kind == socket.SCM_RIGHTS]
 
 
 def _understood(text: bytes) -> dict[str, Any]:

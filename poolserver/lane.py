@@ -11,7 +11,7 @@ from poolserver.handling import CrewOfLane
 from poolserver.handover import Intake
 from poolserver.parked import Parked
 from poolserver.reception import Reception
-from poolserver.scoreboard import Row
+from poolserver.rows import Row
 from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length
@@ -116,7 +116,7 @@ class Lane(Reception):
         parked = self._crew.park.take(post) if isinstance(post, int) and post >= 0 else post
         if not isinstance(parked, Parked):
             return
-        if parked.ending is not None:
+        if parked.ending is not None or parked.is_leaving:
             self._end(parked)
             return
         self._crew.park.give(parked, self._row.number)

@@ -8,18 +8,18 @@ import contextlib
 import ctypes
 import errno
 import logging
-import math
 import os
 import socket
 import socketserver
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from poolserver.address import Address, parse
+from poolserver.address import Address
 from poolserver.errors import SystemRefusedError
 from poolserver.holders import who_holds
+from poolserver.privileges import Account, made_for
+from poolserver.socket_options import defer_accept, set_idle_timeout, set_receive_buffer
 from poolserver.unix_path import claimed, unlink_if_ours, unlink_if_stale
 
 _log = logging.getLogger("poolserver")
@@ -28,14 +28,10 @@ KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 10, 6
 """Seconds until the first probe, between probes, and probes until the peer counts as gone: two minutes in all,
 where the kernel's default takes more than two hours."""
 
-_DUAL_PORT_TRIES = 16
-"""``tcp://:0`` wants one free port in both families; the kernel picks it in the first and it may be taken in the
-second."""
-
 
 @dataclass(frozen=True)
 class Options:
-    """The section ``[socket]`` and the idle time-out, as narrow values.
+    """The section ``[socket]``, the idle time-out, and who owns the files of Unix sockets, as narrow values.
 
     Times in seconds, sizes in bytes; 0 = leave it.
     """
@@ -50,6 +46,7 @@ class Options:
     receive_buffer: int = 0
     unix_mode: int = 0o660
     idle_timeout: float = 60.0
+    owner: Account | None = None
 
 
 @dataclass
@@ -60,8 +57,12 @@ class Listener:
     socket: socket.socket
     options: Options
     is_adopted: bool = False
+    is_kept: bool = False
+    """systemd holds it too, for a master that comes after this one."""
     _made_by: int = 0
     _inode: tuple[int, int] | None = field(default=None)
+    _is_outdated: bool = False
+    """The socket does not have these options yet."""
 
     @property
     def url(self) -> str:
@@ -71,13 +72,41 @@ class Listener:
     def is_stream(self) -> bool:
         return self.address.is_stream
 
+    def note_file(self) -> None:
+        """The file of its Unix socket is ours to remove, as long as it is this one."""
+        found = Path(str(self.address.sockaddr)).stat()
+        self._made_by, self._inode = os.getpid(), (found.st_dev, found.st_ino)
+
+    def with_options(self, options: Options) -> "Listener":
+        """The same socket under other options, for the generation to come; ``apply_options`` at its commit."""
+        return self if options == self.options else replace(self, options=options, _is_outdated=True)
+
+    def apply_options(self) -> None:
+        """What a listener that stays can change: what accepted sockets inherit, its backlog, its file's mode.
+
+        A connection in its queue, or an old worker's next one, may have the new options already: none is worse off.
+        """
+        if not self._is_outdated:
+            return
+        self._is_outdated = False
+        try:
+            set_inherited_options(self.socket, self.address, self.options)
+            if self.options.receive_buffer:
+                set_receive_buffer(self.socket, self.options.receive_buffer)
+            if self.is_stream and not self.is_adopted:
+                self.socket.listen(self.options.backlog)
+            if self._inode is not None:
+                Path(str(self.address.sockaddr)).chmod(self.options.unix_mode)
+        except OSError as error:  # its file was removed, for one: it goes on as it was
+            _log.warning("%s: its options could not be changed: %s", self.url, error.strerror)
+
     def close_door(self) -> None:
         """Take no new connections into the accept queue, so that serving what is in it comes to an end.
 
-        Not for an adopted socket: it is one object with whoever passed it, who may go on using it.
+        Not for one that was passed, or is kept: it is one object with theirs, who may go on using it.
         Source: measured, 14–36 resets in six stops without it, 1–2 with it.
         """
-        if self.is_stream and not self.is_adopted:
+        if self.is_stream and not (self.is_adopted or self.is_kept):
             with contextlib.suppress(OSError):  # shut down by a handler: then nothing comes in anyway
                 self.socket.listen(0)
                 if self.address.is_tcp:
@@ -97,23 +126,16 @@ class Listener:
             unlink_if_stale(str(self.address.sockaddr))
 
 
-def bind_all(urls: Sequence[str], options: Options) -> list[Listener]:
-    """Bind every URL, or none: what was bound before a failure is closed again.
+def adopt_passed(sock: socket.socket, url: str, options: Options) -> Listener:
+    """As ``adopt``, of a socket that must be fit to accept. Closes it if it is not.
 
     Raises:
-        ConfigError: a URL cannot be parsed.
-        SystemRefusedError: the system refused to bind; names the address, the reason, and who holds it.
+        SystemRefusedError: it is a stream socket that does not listen.
     """
-    addresses = [parse(url) for url in urls]
-    listeners: list[Listener] = []
-    try:
-        for group in addresses:
-            listeners += _bind_group(group, options)
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
+    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.close()
+        raise SystemRefusedError(f"cannot adopt {url}: it is not listening")
+    return adopt(sock, options)
 
 
 def adopt(sock: socket.socket, options: Options) -> Listener:
@@ -135,48 +157,20 @@ def adopt(sock: socket.socket, options: Options) -> Listener:
     return Listener(address, sock, options, is_adopted=True)
 
 
-def _bind_group(group: list[Address], options: Options) -> list[Listener]:
-    """Bind the addresses of one URL, with one port for all of them when the URL left it to the kernel."""
-    if len(group) == 1 or group[0].sockaddr[1] != 0:
-        return _bind_each(group, options)
-    for attempt in range(_DUAL_PORT_TRIES):
-        first = _bind(group[0], options)
-        port = first.socket.getsockname()[1]
-        others = [Address(each.scheme, each.family, (str(each.sockaddr[0]), port)) for each in group[1:]]
-        try:
-            return [first, *_bind_each(others, options)]
-        except SystemRefusedError:
-            first.close()
-            if attempt == _DUAL_PORT_TRIES - 1:
-                raise
-    raise AssertionError("the loop returns or raises")
-
-
-def _bind_each(group: list[Address], options: Options) -> list[Listener]:
-    bound: list[Listener] = []
-    for address in group:
-        try:
-            bound.append(_bind(address, options))
-        except _NoSuchFamilyError as error:
-            if len(group) == 1:
-                raise
-            _log.warning("%s", error)  # a machine without IPv6 still serves 0.0.0.0
-        except BaseException:
-            for listener in bound:
-                listener.close()
-            raise
-    return bound
-
-
-class _NoSuchFamilyError(SystemRefusedError):
+class NoSuchFamilyError(SystemRefusedError):
     """The machine does not speak this address family."""
 
 
-def _bind(address: Address, options: Options) -> Listener:
+def bind(address: Address, options: Options) -> Listener:
+    """Bind one address, or adopt the descriptor that it names.
+
+    Raises:
+        SystemRefusedError: the system refused; names the address, the reason, and who holds it.
+    """
     if address.fd >= 0:
         return _adopt_fd(address.fd, options)
     try:
-        if address.family == socket.AF_UNIX and not str(address.sockaddr).startswith("\0"):
+        if address.has_file:
             return _bind_path(address, options)
         return Listener(*_bound(address, options), options)
     except OSError as error:
@@ -184,7 +178,7 @@ def _bind(address: Address, options: Options) -> Listener:
         if error.errno == errno.EADDRINUSE:
             text += who_holds(address.scheme, address.sockaddr)
         if error.errno == errno.EAFNOSUPPORT:
-            raise _NoSuchFamilyError(text) from error
+            raise NoSuchFamilyError(text) from error
         raise SystemRefusedError(text) from error
 
 
@@ -214,11 +208,15 @@ def _bound(address: Address, options: Options) -> tuple[Address, socket.socket]:
 def _bind_path(address: Address, options: Options) -> Listener:
     """Replace a stale file, never a live one. The directory's lock keeps two starters from judging at once."""
     path = str(address.sockaddr)
-    with claimed(path):
-        bound, sock = _bound(address, options)
-        Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
-        found = Path(path).stat()
-    return Listener(bound, sock, options, _made_by=os.getpid(), _inode=(found.st_dev, found.st_ino))
+
+    def make() -> Listener:
+        with claimed(path):
+            listener = Listener(*_bound(address, options), options)
+            Path(path).chmod(options.unix_mode)  # the umask took bits away at bind
+            listener.note_file()
+        return listener
+
+    return made_for(options.owner, path, make)
 
 
 def _drop_all(sock: socket.socket) -> None:
@@ -237,7 +235,7 @@ def _set_options(sock: socket.socket, address: Address, options: Options) -> Non
     if address.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, options.ipv6_only)
     if options.receive_buffer:
-        _set_receive_buffer(sock, options.receive_buffer)
+        set_receive_buffer(sock, options.receive_buffer)
     set_inherited_options(sock, address, options)
 
 
@@ -248,44 +246,14 @@ def set_inherited_options(sock: socket.socket, address: Address, options: Option
     if not address.is_tcp:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.nodelay)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, options.keepalive)
     if options.keepalive:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    if options.user_timeout:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(options.user_timeout * 1000))
     defer_accept(sock, options.defer_accept)
     set_idle_timeout(sock, options.idle_timeout)
-
-
-def defer_accept(sock: socket.socket, seconds: float) -> None:
-    """Have the kernel keep connections that have sent nothing for so long; 0 = not at all. Source: tcp(7)."""
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
-
-
-def set_idle_timeout(sock: socket.socket, seconds: float) -> None:
-    """Bound each blocking receive and send. Accepted TCP sockets inherit it; accepted Unix sockets do not.
-
-    Source: socket(7) SO_RCVTIMEO, SO_SNDTIMEO.
-    """
-    if seconds:
-        value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-
-
-def _set_receive_buffer(sock: socket.socket, size: int) -> None:
-    """Beyond ``net.core.rmem_max`` where privileges allow, else as far as the kernel goes. Source: socket(7)."""
-    so_rcvbufforce = 33  # asm-generic/socket.h; the socket module does not name it
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, size)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-    granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it for its own needs
-    if granted < size:
-        _log.warning("socket.receive_buffer: %d bytes granted of %d; raise net.core.rmem_max", granted, size)
 
 
 def _adopt_fd(fd: int, options: Options) -> Listener:
@@ -293,7 +261,4 @@ def _adopt_fd(fd: int, options: Options) -> Listener:
         sock = socket.socket(fileno=os.dup(fd))
     except (OSError, OverflowError) as error:
         raise SystemRefusedError(f"cannot adopt fd://{fd}: {error}") from error
-    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        sock.close()
-        raise SystemRefusedError(f"cannot adopt fd://{fd}: it is not listening")
-    return adopt(sock, options)
+    return adopt_passed(sock, f"fd://{fd}", options)

@@ -4,35 +4,42 @@ Single-threaded for ever in a daemon. It never touches a client's connection and
 poll. In a process that forks nothing (``-w 0``, thread servers) the same loop runs beside a ``Resident`` crew.
 """
 
+import collections
 import logging
 import math
 import os
 import select
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 from poolserver import log, process
 from poolserver.commands import Command
 from poolserver.door import Register
 from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
 from poolserver.events import (
+    Abandon,
     Action,
     Announce,
     Answer,
     CloseDoor,
+    Commit,
     Ending,
     Event,
+    Examine,
     Finish,
     ForkFailed,
     ListenerLost,
+    Prepare,
     ReopenLogs,
     Say,
     Send,
     Start,
+    Withdraw,
+    WorkerBooted,
     WorkerExited,
     WorkerReady,
 )
+from poolserver.parties import Attendant, Desk, NoDesk, NoSuccession, Spawn, Succession, WorkerHandle
 from poolserver.pool import Pool
 from poolserver.process import Report
 from poolserver.scoreboard import Berth, Scoreboard
@@ -46,44 +53,6 @@ UNTOLD_EXIT_INTERVAL = 0.1
 """Seconds between looks at workers whose death no descriptor tells (no pidfd)."""
 
 
-class WorkerHandle(Protocol):
-    """The master's side of a worker: a ``Process``, or a ``Resident`` in this one."""
-
-    pid: int
-    reason: str
-    status: int | None
-
-    @property
-    def has_exit_descriptor(self) -> bool: ...
-    @property
-    def how(self) -> str: ...
-    def descriptors(self) -> list[int]: ...
-    def reports(self) -> list[Report]: ...
-    def has_exited(self) -> bool: ...
-    def note_reaped(self, status: int) -> None: ...
-    def send(self, signum: int) -> None: ...
-    def close(self) -> None: ...
-    def end(self) -> None: ...
-
-
-class Attendant(Protocol):
-    """Something else that this loop looks after, which never waits either: the control socket."""
-
-    def interests(self) -> Mapping[int, int]: ...
-    def deadline(self) -> float: ...
-    def attend(self, ready: Collection[int], now: float) -> Sequence[Event]: ...
-
-
-OnAnswer = Callable[[int, bool, str], None]
-"""Tell an asker whether what it asked for has happened, and if not, why."""
-
-Spawn = Callable[[Start, Berth, Sequence[WorkerHandle]], WorkerHandle]
-"""Start a worker in a berth; a forked child must close its copies of the siblings' descriptors.
-
-May raise SystemRefusedError.
-"""
-
-
 class Master:
     """Owns the workers' handles and berths until ``run`` returns. Inbox and scoreboard are its caller's."""
 
@@ -94,25 +63,24 @@ class Master:
         inbox: Inbox[Command],
         board: Scoreboard,
         *,
-        threads: int,
         on_ready: Callable[[], None],
         on_close_door: Callable[[], None],
         register: Register,
         tally: Tally,
+        succession: Succession | None = None,
         attendants: Sequence[Attendant] = (),
-        on_answer: OnAnswer = lambda _asker, _ok, _reason: None,
     ) -> None:
         self._pool = pool
         self._spawn = spawn
         self._inbox = inbox
         self._board = board
-        self._threads = threads
         self._on_ready = on_ready
         self._on_close_door = on_close_door
         self._register = register
         self._tally = tally
+        self._succession = succession or NoSuccession()
         self._attendants = attendants
-        self._on_answer = on_answer
+        self._desk: Desk = NoDesk()
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
         self._finish: Finish | None = None
 
@@ -136,15 +104,27 @@ class Master:
         self._say_refusals(math.inf)
         _raise_for(self._finish)
 
+    def report_to(self, desk: Desk) -> None:
+        """From here on an operator can be answered."""
+        self._desk = desk
+
     def roster(self) -> dict[int, tuple[int, Berth]]:
         """The pid and the berth of each worker that is not buried, by its serial."""
         return {serial: (worker.pid, berth) for serial, (worker, berth) in self._workers.items()}
 
+    def signal(self, serial: int, signum: int) -> None:
+        """Signal a worker, if it is still there."""
+        if serial in self._workers:
+            self._workers[serial][0].send(signum)
+
     def _step(self, event: Event) -> None:
-        for action in self._pool.step(event, time.monotonic()):
-            follow_up = self._carry_out(action)
-            if follow_up is not None:
-                self._step(follow_up)
+        """One event, and what follows from carrying out its actions: a fork that fails, for one."""
+        events = collections.deque([event])
+        while events:
+            for action in self._pool.step(events.popleft(), time.monotonic()):
+                follow_up = self._carry_out(action)
+                if follow_up is not None:
+                    events.append(follow_up)
 
     def _events(self) -> Iterator[Event]:
         """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of
@@ -186,7 +166,7 @@ class Master:
             return
         exited = worker.has_exited()  # asked first: what it wrote before is then all in the pipe
         for report in worker.reports():
-            yield WorkerReady(serial) if report is Report.READY else Command.STOP
+            yield _told(serial, report)
         if exited:
             yield self._buried(serial, worker)
 
@@ -197,7 +177,8 @@ class Master:
         worker.close()
         if worker.status is not None and os.waitstatus_to_exitcode(worker.status) == LISTENER_LOST_STATUS:
             return ListenerLost(serial, worker.reason)
-        return WorkerExited(serial, f"(pid {worker.pid}) {worker.how}", worker.reason)
+        how = f"(pid {worker.pid}) {worker.how}\n{self._desk.last_words(serial)}".strip()
+        return WorkerExited(serial, how, worker.reason)
 
     def _reap_strangers(self) -> None:
         def known(pid: int, status: int) -> bool:
@@ -216,6 +197,8 @@ class Master:
                 return self._start(action)
             case Send(serial, order):
                 self._workers[serial][0].send(order.value)
+            case Examine(serial):
+                self._desk.examine(serial)
             case Announce():
                 self._on_ready()
             case CloseDoor():
@@ -225,14 +208,29 @@ class Master:
             case Say(level, text, details):
                 _log.log(logging.getLevelNamesMapping()[level], "%s", text, extra={"details": details})
             case Answer(asker, ok, reason):
-                self._on_answer(asker, ok, reason)
+                self._desk.answer(asker, ok, reason)
             case Finish():
                 self._finish = action
+            case _:
+                return self._change(action)
+        return None
+
+    def _change(self, action: Action) -> Event:
+        """The steps of a reload."""
+        match action:
+            case Prepare():
+                return self._succession.prepare()
+            case Commit():
+                self._succession.commit()
+            case Abandon():
+                self._succession.abandon()
+            case Withdraw():
+                self._succession.withdraw()
         return None
 
     def _start(self, action: Start) -> Event:
         try:
-            berth = self._board.allot(self._threads)
+            berth = self._board.allot(action.lanes)
         except SystemRefusedError as error:
             return ForkFailed(action.serial, str(error))
         self._register.claims.use(self._board.rows_in_use, self._board.workers_in_use)
@@ -248,6 +246,16 @@ class Master:
         """Only after a defect of ours is anyone left here: nobody must stay behind without a master."""
         for worker, _ in self._workers.values():
             worker.end()
+
+
+def _told(serial: int, report: Report) -> Event:
+    match report:
+        case Report.BOOTED:
+            return WorkerBooted(serial)
+        case Report.READY:
+            return WorkerReady(serial)
+        case Report.STOP_ASKED:
+            return Command.STOP
 
 
 def _raise_for(finish: Finish | None) -> None:

@@ -19,11 +19,15 @@ from poolserver.listener import Listener
 from poolserver.networks import key_text, source_of
 from poolserver.pool import Pool
 from poolserver.queues import queue_of
-from poolserver.scoreboard import MAX_COUNT, Berth, CrewReading, LaneReading, LaneState, Scoreboard
+from poolserver.reload import Reload
+from poolserver.rows import DURATION_BOUNDS, MAX_COUNT, LaneState
+from poolserver.scoreboard import Berth, CrewReading, LaneReading, Scoreboard
 from poolserver.snapshot import (
     REFUSALS,
     TIMEOUTS,
+    Durations,
     LaneStatus,
+    LastReload,
     ListenerStatus,
     ParkedStatus,
     PoolStatus,
@@ -32,7 +36,7 @@ from poolserver.snapshot import (
     Totals,
     WorkerStatus,
 )
-from poolserver.states import PoolState, Worker, WorkerState
+from poolserver.states import PoolState, Worker
 from poolserver.station import Terms
 
 WORST_INTERVAL = 1.0
@@ -44,8 +48,6 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _LANE_STATES = {LaneState.IDLE: "idle", LaneState.BUSY: "busy", LaneState.HUNG: "hung"}
-_WORKER_STATES = {WorkerState.STARTING: "starting", WorkerState.READY: "ready"}
-"""All others are on their way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class Observer:
     _since: float = field(default_factory=time.monotonic)
     _worst: tuple[float, Mapping[str, int]] = (-math.inf, {})
 
+    def follow(self, threads: int, terms: Terms, listeners: Sequence[Listener]) -> None:
+        """After a reload: what is shown is of the present generation."""
+        self.threads, self.terms, self.listeners = threads, terms, listeners
+
     def snapshot(self, pool: Pool, berths: Mapping[int, tuple[int, Berth]], now: float) -> Snapshot:
         """The service at ``now`` (monotonic seconds).
 
@@ -104,7 +110,7 @@ class Observer:
             name=self.name,
             version=__version__,
             pid=os.getpid(),
-            generation=1,
+            generation=pool.generation,
             state=_state(pool, workers),
             uptime=now - self._since,
             listeners=[_listener(listener) for listener in self.listeners],
@@ -113,8 +119,9 @@ class Observer:
             stress=any(crew.stress for crew in crews),
             workers=workers,
             totals=self._totals(pool),
+            durations=self._durations(),
             sources=self._sources(workers, now),
-            last_reload=None,
+            last_reload=_last_reload(pool.reload, now),
         )
 
     def _pool(self, pool: Pool, workers: Iterable[WorkerStatus], parked: int) -> PoolStatus:
@@ -137,12 +144,11 @@ class Observer:
     def _worker(self, worker: Worker, pid: int, berth: Berth, now: float) -> WorkerStatus:
         process = ProcessReading.of(pid)
         counts = self.board.counted([berth])
-        state = _WORKER_STATES.get(worker.state, "retiring")
         return WorkerStatus(
             slot=worker.slot,
             pid=pid,
-            generation=1,
-            state="stopped" if process is not None and process.is_stopped else state,
+            generation=worker.generation,
+            state="stopped" if process is not None and process.is_stopped else worker.state.word,
             age=process.age if process is not None else None,
             rss=process.rss if process is not None else None,
             cpu=process.cpu if process is not None else None,
@@ -175,9 +181,13 @@ class Observer:
             rehearsed=_named(counts, "would_", ()),
             timeouts=_named(counts, "timeout_", TIMEOUTS),
             respawns=pool.respawns,
-            reloads=0,
-            reloads_failed=0,
+            reloads=pool.reload.reloads,
+            reloads_failed=pool.reload.reloads_failed,
         )
+
+    def _durations(self) -> Durations:
+        *counts, microseconds = self.board.durations()
+        return Durations(bounds=list(DURATION_BOUNDS), counts=counts, sum=microseconds / 1e6)
 
     def _sources(self, workers: Iterable[WorkerStatus], now: float) -> list[SourceStatus]:
         """The largest by connections at once and by refusals, in turn: neither must hide the other."""
@@ -204,6 +214,11 @@ def _state(pool: Pool, workers: Iterable[WorkerStatus]) -> str:
     states = {worker["state"] for worker in workers}
     is_whole = "ready" in states and not states & {"hung", "stopped"} and not any(slot.failures for slot in pool.slots)
     return pool.state.value if is_whole else "degraded"
+
+
+def _last_reload(reload: Reload, now: float) -> LastReload | None:
+    last = reload.last
+    return None if last is None else LastReload(ok=last.ok, reason=last.reason, at=time.time() - (now - last.at))
 
 
 def _vacancy(slot: int) -> WorkerStatus:

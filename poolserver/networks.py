@@ -160,20 +160,22 @@ def source_of(client_address: object, prefix_v4: int, prefix_v6: int) -> Source:
     IPv4-mapped IPv6 is IPv4; an IPv6 zone (``%eth0``) is passed over; ``unix:uid=…`` is told by its uid. All others
     count as one source, ``unknown``: among them the peers of a Unix datagram socket, whose names are theirs to choose.
     """
-    if not (isinstance(client_address, tuple) and client_address):
-        return UNKNOWN
-    host = client_address[0]
-    if not isinstance(host, str) or len(host) > _MAX_HOST_CHARS:
-        return UNKNOWN
-    if host.startswith("unix:"):
-        host = host.partition(",")[0]  # the pid differs for each process of one user, and would fill the cache
-    return _source_of_host(host, prefix_v4, prefix_v6)
+    if isinstance(client_address, tuple) and client_address:
+        host = client_address[0]
+        try:
+            if len(host) <= _MAX_HOST_CHARS:
+                return _source_of_host(host, prefix_v4, prefix_v6)
+        except TypeError:
+            pass  # no text: it has no length, or cannot be remembered
+    return UNKNOWN
 
 
 @functools.lru_cache(maxsize=CACHED_HOSTS)
-def _source_of_host(host: str, prefix_v4: int, prefix_v6: int) -> Source:
+def _source_of_host(host: object, prefix_v4: int, prefix_v6: int) -> Source:
+    if not isinstance(host, str):
+        return UNKNOWN
     if host.startswith("unix:"):
-        return _source_of_uid(host.removeprefix("unix:uid="))
+        return _source_of_uid(host.partition(",")[0].removeprefix("unix:uid="))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         address = int.from_bytes(socket.inet_pton(family, host.partition("%")[0]), "big")

@@ -15,7 +15,7 @@ from typing import Any
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
 from poolserver.parked import READY, Limits, Parked
-from poolserver.scoreboard import Outcome, Quarters
+from poolserver.rows import Outcome, Quarters
 from poolserver.station import Terms
 from poolserver.waits import Step, Verdict
 from poolserver.wakeups import Wakeups
@@ -35,7 +35,8 @@ class Park:
 
     Each is in exactly one stage: ``prefaces`` (it has not come to its request), ``silent`` (it has sent nothing),
     ``speaking`` (some of what is waited for is there), ``between`` two exchanges. A stage keeps the order of arrival,
-    so that the oldest stands first.
+    so that the oldest stands first; one that came from another worker may stand behind younger ones, and has as much
+    time as they.
     """
 
     def __init__(self, wakeups: Wakeups[Any], quarters: Quarters, claims: Claims, terms: Terms) -> None:
@@ -66,15 +67,13 @@ class Park:
         Returns whom it cannot or may not keep, for the caller to end. If the park is full that is the oldest that has
         sent nothing or not come to its request, else the oldest that is between two requests, else ``parked`` itself.
         """
-        gone = []
         with self._lock:
             self._count(parked, lane)
             if not len(self) % self._share:
                 self._share_out()
-            if len(self) >= self.quota:
-                gone.append(self._evict(parked))
-            if parked.ending is None:
-                gone += self._watch(parked)
+            gone = [self._evict(parked)] if len(self) >= self.quota else []
+            if parked.ending is None and not self._watch(parked):
+                gone.append(parked)
         return gone
 
     def pass_on(self, parked: Parked, lane: int) -> None:
@@ -261,32 +260,26 @@ class Park:
             self._remove(victim)
         return victim
 
-    def _watch(self, parked: Parked) -> list[Parked]:
-        """Returns whom it replaces, or itself if it cannot be watched."""
+    def _watch(self, parked: Parked) -> bool:
+        """Whoever had its number before was closed by a thread of its handler, and is found at its limit."""
         parked.fd = parked.request.fileno()
-        gone = []
-        stale = self.by_fd.get(parked.fd)
-        if stale is not None and not stale.is_in_hand:  # closed by a thread of its handler; its number is reused
-            stale.ending = Outcome.SERVED
-            self._remove(stale)
-            gone.append(stale)
         try:
             # Under the lock: whoever it wakes finds the entry.
             self._wakeups.watch(parked.fd, has_room=parked.wants_room)
         except OSError:
             parked.ending = Outcome.REFUSED_MAX_PARKED
-            return [*gone, parked]
+            return False
         except ValueError:  # its handler has closed it, and says nothing of an end
             parked.ending = Outcome.SERVED
-            return [*gone, parked]
+            return False
         self.by_fd[parked.fd] = parked
         self._stage(parked)[parked] = None
         self._publish(parked, 1)
-        return gone
+        return True
 
     def _remove(self, parked: Parked) -> None:
         del self._stage(parked)[parked]
-        if self.by_fd.get(parked.fd) is parked:
+        if self.by_fd.get(parked.fd) is parked:  # else it was closed, and the number is another's
             del self.by_fd[parked.fd]
             self._wakeups.unwatch(parked.fd)
         self._publish(parked, -1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from poolserver.conversation import Conversation
 from poolserver.proxy_protocol import MAX_BYTES
-from poolserver.scoreboard import Outcome
+from poolserver.rows import Outcome
 from poolserver.station import Station, Terms
 from poolserver.waits import Step, Verdict, Wait, judge, judge_header
 

@@ -1,92 +1,91 @@
-"""The decisions of the supervisor, pure: slots, states, back-off, stop ladder.
+"""The decisions of the supervisor, pure: what operators ask, what has happened, what is due.
 
-A state × event table. No operating system here: time is passed in, what is to be done comes out as actions, and
-``master.py`` carries them out. "What happens when a worker dies while it drains?" has one cell: ``_TABLE``.
+No operating system here: time is passed in, what is to be done comes out as actions, and ``master.py`` carries them
+out. What befalls single workers is ``fates.py``'s.
 """
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from poolserver.commands import Command, Order
 from poolserver.events import (
     NOBODY,
+    Abandon,
     Action,
     Announce,
-    Answer,
     Asked,
     CloseDoor,
     Ending,
     Event,
     Finish,
-    ForkFailed,
     ListenerLost,
+    NotPrepared,
+    Prepare,
+    Prepared,
     ReopenLogs,
-    Say,
     Send,
-    Start,
-    WorkerExited,
-    WorkerReady,
 )
-from poolserver.roster import Roster
-from poolserver.states import Happening, PoolState, Scaling, Slot, Worker, WorkerState
-
-DRAIN_GRACE = 1.5
-"""Seconds after ``graceful`` before KILL: a worker cuts its connections at ``graceful`` itself, and says so."""
-
-STOP_GRACE = 2.0
-"""Seconds that a worker told to stop now has before KILL."""
+from poolserver.states import Happening, PoolState, Scaling, Slot, WorkerState
+from poolserver.turnover import Turnover
 
 
 @dataclass
-class Pool(Roster):
+class Pool(Turnover):
     """The supervisor's mind.
 
     ``step`` is the only way to change it; ``deadline`` says when to call it next at the latest.
     """
 
-    jitter: Callable[[], float] = random.random
-    state: PoolState = PoolState.STARTING
-    _was_ever_ready: bool = False
-    _boot_failure: Finish = field(default_factory=lambda: Finish(Ending.NO_WORKER_STARTED))
     _ending: Finish = field(default_factory=lambda: Finish(Ending.ASKED))
     _scaling: Scaling | None = None
     _stop_askers: list[int] = field(default_factory=list)
-    _now: float = 0.0
-    _actions: list[Action] = field(default_factory=list)
-    _untold: list[Action] = field(default_factory=list)  # failures at the first boot: if no worker starts, Finish tells
+    _door_closes: float = math.inf
+    """When a stop goes on from accepting (``timeouts.lame_duck``) to draining."""
 
     def __post_init__(self) -> None:
         self.slots = [Slot(number) for number in range(self.policy.workers)]
 
     @property
-    def is_leaving(self) -> bool:
-        """Stopping is a state, not a loop: events are taken in it like in any other."""
-        return self.state in (PoolState.DRAINING, PoolState.STOPPING, PoolState.STOPPED)
+    def state(self) -> PoolState:
+        """Where the service is."""
+        if self._stage is PoolState.SERVING and self.reload.is_running:
+            return PoolState.RELOADING
+        if self._was_ever_ready and not self.is_leaving and any(slot.failures for slot in self.slots):
+            return PoolState.DEGRADED
+        return self._stage
 
     def step(self, event: Event, now: float) -> list[Action]:
         """Take ``event`` at ``now`` (monotonic seconds) and say what is to be done, in order."""
         self._now = now
         self._actions = []
-        if self.state is PoolState.STOPPED:
+        if self._stage is PoolState.STOPPED:
             return []
         if event is not None:
             self._take(event)
+        if self._door_closes <= now:
+            self._close_door()
         for worker in [each for each in self.workers.values() if each.deadline <= now]:
-            self._befall(worker, Happening.OVERDUE, "", "")
+            self.befall(worker, Happening.OVERDUE)
+        self.turn_over()
         self._start_due()
+        self._begin_reload()
+        self.settle_reload()
         self._settle_scaling()
         self._settle()
         return self._actions
 
     def deadline(self) -> float | None:
         """When ``step`` must be called again though nothing happens; None: never."""
-        times = [worker.deadline for worker in self.workers.values()]
+        times = [self._door_closes, *(worker.deadline for worker in self.workers.values())]
         if self._may_start:
             times += [self.start_time(slot) for slot in self.slots]
+        if self._may_reload:
+            times.append(self.reload.due)
         if self._scaling is not None:
             times.append(self._scaling.deadline)
+        if not self.is_replaced:
+            times.append(self.reload.deadline)
         earliest = min(times, default=math.inf)
         return None if earliest == math.inf else earliest
 
@@ -96,240 +95,162 @@ class Pool(Roster):
                 _COMMANDS[event](self, Asked(event, NOBODY))
             case Asked():
                 _COMMANDS[event.command](self, event)
-            case WorkerReady(serial):
-                self._befall(self.workers[serial], Happening.READY, "", "")
-            case WorkerExited(serial, how, reason):
-                self._befall(self.workers.pop(serial), Happening.EXITED, how, reason)
-            case ForkFailed(serial, reason):
-                self._fork_failed(self.workers.pop(serial), reason)
             case ListenerLost(serial, reason):
                 self.workers.pop(serial)
                 self._listener_lost(reason)
+            case Prepared():
+                self.prepared(event)
+            case NotPrepared(reason):
+                self.do(self.reload.end(self._now, f"reload failed, nothing is changed: {reason}"))
+            case _:
+                self.take_fact(event)
 
-    def _befall(self, worker: Worker, happening: Happening, how: str, reason: str) -> None:
-        act = _TABLE.get((worker.state, happening))
-        if act is not None:
-            act(self, worker, how, reason)
-
-    def _became_ready(self, worker: Worker, _how: str, _reason: str) -> None:
-        worker.state = WorkerState.READY
-        worker.was_ready = self._was_ever_ready = True
-        worker.deadline = math.inf
-        self._actions += self._untold
-        self._untold = []
-        slot = self.slot_of(worker)
-        if slot is not None:
-            slot.failures = 0
-
-    def _ready_too_late(self, worker: Worker, _how: str, _reason: str) -> None:
-        """Told to leave while its ready byte was on the way: it may have a connection, so it has the time of one
-        that drains."""
-        if self.state is not PoolState.STOPPING:
-            worker.state = WorkerState.RETIRING
-            worker.deadline = self._now + self.policy.graceful_timeout + DRAIN_GRACE
-
-    def _failed_to_start(self, worker: Worker, how: str, reason: str) -> None:
-        """A death before it was ready: back off, for the next one will most likely fare alike."""
-        slot = self.slot_of(worker)
-        if slot is None or self.is_taken(slot):
-            return  # scaled away meanwhile, and perhaps back
-        first, _, details = (worker.killed_for or reason or how).partition("\n")
-        slot.put_off(self._now, self.jitter())
-        delay = (slot.due or self._now) - self._now
-        retry = f"; next try in {delay:.1f} s" if self._was_ever_ready else ""
-        say = Say("ERROR", f"worker {worker.slot} could not start: {first}{retry}", details)
-        (self._actions if self._was_ever_ready else self._untold).append(say)
-        self._boot_failure = Finish(Ending.NO_WORKER_STARTED, f"{first}\n{details}".strip())
-
-    def _died(self, worker: Worker, how: str, _reason: str) -> None:
-        """A death after it was ready: replaced at once, up to the rate for the whole pool."""
-        self._say("ERROR", f"worker {worker.slot} {how}; replacing it")
-        self.vacate(worker, self._now)
-
-    def _left(self, worker: Worker, how: str, _reason: str) -> None:
-        self._say("INFO", f"worker {worker.slot} {how}")
-        self.vacate(worker, self._now)
-
-    def _boot_overdue(self, worker: Worker, _how: str, _reason: str) -> None:
-        worker.killed_for = f"was not accepting within timeouts.boot = {self.policy.boot_timeout:g} s"
-        self._kill(worker)
-
-    def _drain_overdue(self, worker: Worker, _how: str, _reason: str) -> None:
-        limit = self.policy.graceful_timeout
-        self._say("WARNING", f"worker {worker.slot} did not leave within {limit:g} s; killing it")
-        self._kill(worker)
-
-    def _stop_overdue(self, worker: Worker, _how: str, _reason: str) -> None:
-        self._say("WARNING", f"worker {worker.slot} did not stop within {STOP_GRACE:g} s; killing it")
-        self._kill(worker)
-
-    def _buried(self, worker: Worker, how: str, reason: str) -> None:
-        """One that we killed: if it never was ready, that is a failed start like any other."""
-        if worker.was_ready or self.is_leaving:
-            self.vacate(worker, self._now)
-        else:
-            self._failed_to_start(worker, how, reason)
+    # Stop
 
     def _stop(self, asked: Asked) -> None:
         self._stop_askers.append(asked.asker)
         if not self.is_leaving:
-            self._give_up_scaling("the service is stopping")
-            self.state = PoolState.DRAINING
-            self._say("INFO", f"stopping: open connections have {self.policy.graceful_timeout:g} s to finish")
-            self._actions.append(CloseDoor())
-            for worker in list(self.workers.values()):
-                self._retire(worker, Order.DRAIN)
+            self._give_up_waiting()
+            self._stage = PoolState.DRAINING
+            self._door_closes = self._now + self.policy.lame_duck_timeout
+            if self.policy.lame_duck_timeout:
+                self.say("INFO", f"stopping: accepting for {self.policy.lame_duck_timeout:g} s more")
+
+    def _close_door(self) -> None:
+        self._door_closes = math.inf
+        self.say("INFO", f"stopping: open connections have {self.policy.graceful_timeout:g} s to finish")
+        self._actions.append(CloseDoor())
+        for worker in list(self.workers.values()):
+            self.retire(worker, Order.DRAIN)
 
     def _stop_now(self, asked: Asked) -> None:
         self._stop_askers.append(asked.asker)
-        if self.state is not PoolState.STOPPING:
-            self._give_up_scaling("the service is stopping")
-            self.state = PoolState.STOPPING
-            self._say("INFO", "stopping now: open connections are cut")
+        if self._stage is not PoolState.STOPPING:
+            self._give_up_waiting()
+            self._stage = PoolState.STOPPING
+            self._door_closes = math.inf
+            self.say("INFO", "stopping now: open connections are cut")
             for worker in list(self.workers.values()):
-                self._dismiss(worker)
+                self.dismiss(worker)
+
+    def _give_up_waiting(self) -> None:
+        """What was asked for and has not happened will not."""
+        self._give_up_scaling("the service is stopping")
+        if self.reload.prepared is not None:
+            self._actions.append(Abandon())
+        for worker in [each for each in self.workers.values() if each.state is WorkerState.CANARY]:
+            self.dismiss(worker)
+        self.do(self.reload.give_up(self._now, "reload given up: the service is stopping"))
+
+    def _listener_lost(self, reason: str) -> None:
+        if not self.is_leaving:
+            self._ending = Finish(Ending.LISTENER_LOST, reason)
+        self.say("CRITICAL", f"{reason}; stopping, so that whoever supervises can start afresh")
+        self._stop(Asked(Command.STOP, NOBODY))
+
+    # Scale
 
     def _more(self, asked: Asked) -> None:
         self._scale(replace(asked, number=len(self.slots) + 1))
 
     def _fewer(self, asked: Asked) -> None:
-        if len(self.slots) == 1 and not self._why_not_scale():
-            self._say("INFO", "one worker is left, and stays")
+        if len(self.slots) == 1 and not self._why_not_scale(1):
+            self.refuse(asked, "one worker is left, and stays")
         else:
             self._scale(replace(asked, number=len(self.slots) - 1))
 
     def _scale(self, asked: Asked) -> None:
-        reason = self._why_not_scale() or ("" if asked.number >= 1 else "want at least 1 worker")
-        if reason:
-            self._refuse(asked, f"cannot scale: {reason}")
+        if reason := self._why_not_scale(asked.number):
+            self.refuse(asked, f"cannot scale: {reason}")
             return
         self._give_up_scaling(f"overtaken: {asked.number} workers were asked for meanwhile")
-        self._say("INFO", f"scaling from {len(self.slots)} to {asked.number} workers")
-        for number in range(len(self.slots), asked.number):
-            self.slots.append(Slot(number, due=self._now))
-        del self.slots[asked.number :]
-        for worker in [each for each in self.workers.values() if self.slot_of(each) is None]:
-            self._retire(worker, Order.RETIRE)
+        self.say("INFO", f"scaling from {len(self.slots)} to {asked.number} workers")
+        self.resize(asked.number)
         self._scaling = Scaling(asked.asker, asked.number, self._now + self.policy.boot_timeout)
 
-    def _why_not_scale(self) -> str:
+    def _why_not_scale(self, number: int) -> str:
         if self.policy.resident:
             return "everything runs in this one process (workers = 0)"
-        return "the service is stopping" if self.is_leaving else ""
+        if self.is_leaving:
+            return "the service is stopping"
+        if self.reload.is_running:
+            return "a reload is under way, and sets the number of workers itself"
+        if not 1 <= number <= self.policy.most_workers:
+            return f"want 1 to {self.policy.most_workers} workers"
+        return ""
 
     def _settle_scaling(self) -> None:
         scaling = self._scaling
         if scaling is None:
             return
         if self.ready_count == scaling.number:
-            self._answer(scaling.asker)
+            self.answer(scaling.asker)
             self._scaling = None
         elif self._now >= scaling.deadline:
             self._give_up_scaling(f"{self.ready_count} of {scaling.number} workers accept by now; trying goes on")
 
     def _give_up_scaling(self, reason: str) -> None:
         if self._scaling is not None:
-            self._answer(self._scaling.asker, reason)
+            self.answer(self._scaling.asker, reason)
             self._scaling = None
+
+    # Reload
+
+    def _reload(self, asked: Asked) -> None:
+        if self.is_leaving:
+            self.refuse(asked, "cannot reload: the service is stopping")
+        else:
+            self.reload.ask(asked.asker, self._now)
+
+    @property
+    def _may_reload(self) -> bool:
+        """Not before one worker has shown what works now."""
+        return self._was_ever_ready and not self.is_leaving
+
+    def _begin_reload(self) -> None:
+        if self._may_reload and self.reload.due <= self._now:
+            self._give_up_scaling("overtaken by a reload, which sets the number of workers")
+            self.reload.begin()
+            self._actions.append(Prepare())
+
+    # The rest
 
     def _reopen(self, asked: Asked) -> None:
         self._actions.append(ReopenLogs())
         for worker in self.workers.values():
             if worker.state in (WorkerState.READY, WorkerState.RETIRING):
                 self._actions.append(Send(worker.serial, Order.REOPEN))
-        self._answer(asked.asker)
+        self.answer(asked.asker)
 
-    def _unsupported(self, asked: Asked) -> None:
-        self._refuse(asked, f"{asked.command.value} is not in this version; restart to apply changes")
-
-    def _retire(self, worker: Worker, order: Order) -> None:
-        if worker.state is WorkerState.STARTING:
-            self._dismiss(worker)
-        elif worker.state is WorkerState.READY:
-            worker.state = WorkerState.RETIRING
-            worker.deadline = self._now + self.policy.graceful_timeout + DRAIN_GRACE
-            self._actions.append(Send(worker.serial, order))
-        elif order is Order.DRAIN and worker.state is WorkerState.RETIRING:
-            self._actions.append(Send(worker.serial, order))  # now the queue is its affair too
-
-    def _dismiss(self, worker: Worker) -> None:
-        """Leave at once. One that is starting has nothing to finish: TERM ends it, where QUIT would dump core."""
-        if worker.state in (WorkerState.STARTING, WorkerState.READY, WorkerState.RETIRING):
-            order = Order.DRAIN if worker.state is WorkerState.STARTING else Order.STOP_NOW
-            worker.state = WorkerState.STOPPING
-            worker.deadline = self._now + STOP_GRACE
-            self._actions.append(Send(worker.serial, order))
-
-    def _kill(self, worker: Worker) -> None:
-        worker.state = WorkerState.KILLED
-        worker.deadline = math.inf
-        self._actions.append(Send(worker.serial, Order.KILL))
-
-    def _fork_failed(self, worker: Worker, reason: str) -> None:
-        slot = self.slot_of(worker)
-        if slot is not None:
-            slot.failures = max(slot.failures, 1)  # trying at once would only fail again
-            slot.put_off(self._now, self.jitter())
-        self._say("ERROR", f"worker {worker.slot} could not be forked: {reason}")
-        self._boot_failure = Finish(Ending.NO_FORK, reason)
-
-    def _listener_lost(self, reason: str) -> None:
-        if not self.is_leaving:
-            self._ending = Finish(Ending.LISTENER_LOST, reason)
-        self._say("CRITICAL", f"{reason}; stopping, so that whoever supervises can start afresh")
-        self._stop(Asked(Command.STOP, NOBODY))
+    def _upgrade(self, asked: Asked) -> None:
+        self.refuse(asked, f"{asked.command.value} is not in this version; restart to apply changes")
 
     @property
     def _may_start(self) -> bool:
         """At the very first boot nothing is retried until one worker has shown that it can be done."""
-        return not self.is_leaving and (self._was_ever_ready or not any(slot.failures for slot in self.slots))
+        if self.is_leaving:
+            return self._door_closes != math.inf and self._was_ever_ready
+        return self._was_ever_ready or not any(slot.failures for slot in self.slots)
 
     def _start_due(self) -> None:
         for slot in self.slots:
             if self._may_start and self.start_time(slot) <= self._now:
-                self._actions.append(Start(self.enlist(slot, self._now).serial, slot.number))
+                self.start(slot)
 
     def _settle(self) -> None:
-        if self.state is PoolState.STARTING and self.is_whole:
-            self.state = PoolState.SERVING
+        if self._stage is PoolState.STARTING and self.is_whole:
+            self._stage = PoolState.SERVING
             self._actions.append(Announce())
-        if self.workers or self.state is PoolState.STOPPED:
+        if self.workers or self._stage is PoolState.STOPPED:
             return
         hopeless = not self.is_leaving and not self._may_start
-        if hopeless or self.is_leaving:
-            self.state = PoolState.STOPPED
-            self._give_up_scaling("the service has ended")
+        if hopeless or (self.is_leaving and self._door_closes == math.inf):
+            self._give_up_waiting()
+            self._stage = PoolState.STOPPED
             for asker in self._stop_askers:
-                self._answer(asker)
+                self.answer(asker)
             self._actions.append(self._boot_failure if hopeless else self._ending)
 
-    def _refuse(self, asked: Asked, reason: str) -> None:
-        self._say("WARNING", reason)
-        self._answer(asked.asker, reason)
-
-    def _answer(self, asker: int, reason: str = "") -> None:
-        """``reason``: why it did not happen; empty: it did."""
-        if asker != NOBODY:
-            self._actions.append(Answer(asker, not reason, reason))
-
-    def _say(self, level: str, text: str, details: str = "") -> None:
-        self._actions.append(Say(level, text, details))
-
-
-_S, _H = WorkerState, Happening
-_TABLE: dict[tuple[WorkerState, Happening], Callable[[Pool, Worker, str, str], None]] = {
-    (_S.STARTING, _H.READY): Pool._became_ready,
-    (_S.STARTING, _H.EXITED): Pool._failed_to_start,
-    (_S.STARTING, _H.OVERDUE): Pool._boot_overdue,
-    (_S.READY, _H.EXITED): Pool._died,
-    (_S.RETIRING, _H.EXITED): Pool._left,
-    (_S.RETIRING, _H.OVERDUE): Pool._drain_overdue,
-    (_S.STOPPING, _H.READY): Pool._ready_too_late,
-    (_S.STOPPING, _H.EXITED): Pool._left,
-    (_S.STOPPING, _H.OVERDUE): Pool._stop_overdue,
-    (_S.KILLED, _H.EXITED): Pool._buried,
-}
-"""A missing cell: nothing is to be done (a worker that retires before its ready byte was read, for one)."""
 
 _COMMANDS: dict[Command, Callable[[Pool, Asked], None]] = {
     Command.STOP: Pool._stop,
@@ -338,6 +259,6 @@ _COMMANDS: dict[Command, Callable[[Pool, Asked], None]] = {
     Command.FEWER: Pool._fewer,
     Command.SCALE: Pool._scale,
     Command.REOPEN: Pool._reopen,
-    Command.RELOAD: Pool._unsupported,
-    Command.UPGRADE: Pool._unsupported,
+    Command.RELOAD: Pool._reload,
+    Command.UPGRADE: Pool._upgrade,
 }

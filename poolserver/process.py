@@ -1,22 +1,26 @@
 """The master's side of a worker: fork, signal, wait, and the pipe on which it reports. The only fork, kill and wait.
 
-The report pipe: its write end is held by the worker alone. It carries ``READY`` once, ``STOP_ASKED`` when a handler
-calls ``server.shutdown()``, or ``FAILED`` and the reason of a failed start, to the end. There is no other message.
+The report pipe: its write end is held by the worker alone. It carries ``BOOTED`` and ``READY`` once each,
+``STOP_ASKED`` when a handler calls ``server.shutdown()``, or ``FAILED`` and the reason of a failed start, to the end.
+There is no other message.
 """
 
 import contextlib
+import ctypes
 import enum
 import gc
+import itertools
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from poolserver import signals
 from poolserver.errors import SystemRefusedError
 
+BOOTED = b"="
 READY = b"+"
 FAILED = b"-"
 STOP_ASKED = b"!"
@@ -25,9 +29,16 @@ MAX_REASON_BYTES = 16384
 """Fits an empty pipe (64 KiB), so that a worker which fails never blocks on telling why."""
 
 
+_libc = ctypes.CDLL(None, use_errno=True)  # before any fork: a child that hangs in the loader's lock would never end
+
+
+_withheld: set[int] = set()
+
+
 class Report(enum.Enum):
     """What a worker tells while it lives."""
 
+    BOOTED = "booted"
     READY = "ready"
     STOP_ASKED = "a handler asked the service to stop"
 
@@ -69,7 +80,7 @@ class Process:
             self._close_reports()
         octets, self._failed = self._told_before_failing(octets)
         self.reason = self._failed[1:].decode("utf-8", "replace")
-        meanings = {READY: Report.READY, STOP_ASKED: Report.STOP_ASKED}
+        meanings = {BOOTED: Report.BOOTED, READY: Report.READY, STOP_ASKED: Report.STOP_ASKED}
         return [meanings[bytes([octet])] for octet in octets if bytes([octet]) in meanings]
 
     def has_exited(self) -> bool:
@@ -164,6 +175,16 @@ def fork(body: Callable[[int], int]) -> Process:
     return Process(pid, _pidfd(pid), report_read)
 
 
+def withhold(fd: int) -> None:
+    """Keep a descriptor from every child: it is closed there at once. ``release`` it before it is closed here."""
+    _withheld.add(fd)
+
+
+def release(fd: int) -> None:
+    """The number may be anybody's from now on."""
+    _withheld.discard(fd)
+
+
 def run_and_wait(body: Callable[[], None]) -> None:
     """Run ``body`` in a forked child and wait for its end: one request of a pre-fork server's ``handle_request``."""
 
@@ -192,6 +213,26 @@ def reap_strangers(known: Callable[[int, int], bool]) -> int:
         if pid == 0:
             return strangers
         strangers += not known(pid, status)
+
+
+def keep_only(fds: Iterable[int]) -> None:
+    """In a child that needs nothing else of its parent: close all but these and the standard descriptors.
+
+    Objects over what was closed must not be touched any more: their numbers will be others'.
+    """
+    kept = sorted({0, 1, 2, *fds})
+    for below, above in itertools.pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
+        os.closerange(below + 1, above)
+
+
+def die_with(parent_pid: int) -> None:
+    """In a child that has nothing to finish: be killed when the parent dies, now if it is dead already.
+
+    Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    _libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(0)
 
 
 def fork_count() -> int:
@@ -245,6 +286,9 @@ def _run_child(body: Callable[[int], int], report_read: int, report_write: int) 
     status = 1
     try:
         os.close(report_read)
+        for fd in _withheld:
+            os.close(fd)
+        _withheld.clear()
         status = body(report_write)
     except BaseException:  # noqa: BLE001 - nothing may unwind into the parent's frames
         sys.excepthook(*sys.exc_info())

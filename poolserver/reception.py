@@ -11,11 +11,11 @@ from typing import Any
 from poolserver.adapter import peer_name, unix_peer
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane, Handling
-from poolserver.listener import set_idle_timeout
 from poolserver.networks import source_of
 from poolserver.parked import READY, UNFIT, Parked, look
 from poolserver.proxy_protocol import MAX_BYTES, Header, MalformedError, parse
-from poolserver.scoreboard import Outcome, Row
+from poolserver.rows import Outcome, Row
+from poolserver.socket_options import set_idle_timeout
 from poolserver.station import Station
 from poolserver.tls import Handshake, secured, shake_hands
 from poolserver.waits import Step, Verdict, Wait

@@ -31,6 +31,7 @@ class Server:
         self.name = self.pid = "?"
         self._sock = sock
         self._received = b""
+        self._owed = 0
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid})"
@@ -61,7 +62,10 @@ class Server:
         request = {"command": command} | ({"number": number} if number else {})
         self._sock.settimeout(patience)
         try:
+            while self._owed:  # replies that came too late for those who asked
+                self._line()
             self._sock.sendall(json.dumps(request).encode() + b"\n")
+            self._owed += 1
             reply = json.loads(self._line())
         except TimeoutError:
             raise NoServerError(f"the server at {self.path} (pid {self.pid}) is there, but does not answer") from None
@@ -85,6 +89,7 @@ class Server:
                 raise ConnectionResetError
             self._received += octets
         line, _, self._received = self._received.partition(b"\n")
+        self._owed -= 1
         return line
 
 

@@ -28,8 +28,9 @@ def default_path(name: str, environ: Mapping[str, str], uid: int) -> Path:
     return folders(environ, uid)[0] / f"{name}.sock"
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of a default path, for us alone; one that is another's is never used.
+def make_folder(folder: Path, *, for_another: bool = False) -> None:
+    """Make the folder of a default path, for us alone to write in, and to look into unless a server ``for_another``
+    user has its socket there; one that is another's is never used.
 
     Raises:
         OSError: it cannot be made.
@@ -40,6 +41,8 @@ def make_folder(folder: Path) -> None:
     found = folder.lstat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o40022 != 0o40000:
         raise SystemRefusedError(f"{folder} is not a folder of ours alone to write to")
+    if for_another:
+        folder.chmod(0o755)  # each server's socket there is its own user's, who must reach it
 
 
 def candidates(name: str, environ: Mapping[str, str], uid: int) -> list[Path]:

@@ -4,80 +4,46 @@ No locks: a killed worker could hold one for ever. Every field is one aligned 8-
 (0 torn reads in 31 million). Nothing here knows processes or sockets.
 """
 
-import enum
 import mmap
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from poolserver.errors import SystemRefusedError
+from poolserver.rows import (
+    BETWEEN,
+    COUNTERS,
+    DURATION_SUM,
+    DURATIONS,
+    HALF_WORDS,
+    LEFT,
+    MAX_COUNT,
+    NEW,
+    OLDEST,
+    PEER_BYTES,
+    PEER_START,
+    ROW_BYTES,
+    ROW_WORDS,
+    SIGN,
+    SINCE,
+    STATE,
+    STRESS,
+    CrewRow,
+    LaneState,
+    Quarters,
+    Row,
+)
+
+_DURATION_WORDS = (*DURATIONS, DURATION_SUM)
 
 MAX_WORKERS = 1024
 MAX_LANES = 16384
-"""Room is made once, before the first fork, since an anonymous mapping cannot grow in processes that have it.
-Pages that nobody touched cost nothing: 10 MiB of address space in all."""
+"""What may be configured."""
 
-_ROW_WORDS = 80
-_ROW_BYTES = _ROW_WORDS * 8
-_HALF_WORDS = 40
-"""A row has two halves: its lane's, and one that in the first row of a worker is its crew's, in the rest unused."""
-_STATE, _SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
-_NEW, _BETWEEN = range(2)
-_OLDEST, _STRESS = range(36, 38)
-"""Words of the crew's half; its counters stand where a lane's do."""
-
-_PEER_WORD = 34
-_PEER_BYTES = 48
-"""An IPv6 address in brackets with its port is at most 47 characters."""
-_PEER_START = _PEER_WORD * 8
-
-
-class Outcome(enum.IntEnum):
-    """How a connection ended. Each ends in exactly one, so that ``accepted`` is their sum and what is open.
-
-    The value is the place of its counter in a row. ``WOULD_…`` are counted beside the outcome, in a dry run.
-    """
-
-    SERVED = _FIRST_OUTCOME
-    ERRORS = enum.auto()  # the handler raised
-    CUT = enum.auto()  # shut down at a stop, before the handler was through
-    REFUSED_VERIFY = enum.auto()  # verify_request said no
-    REFUSED_RESET = enum.auto()  # the peer had reset it before a handler was called
-    REFUSED_PER_SOURCE = enum.auto()
-    REFUSED_RATE = enum.auto()
-    REFUSED_DENIED = enum.auto()
-    REFUSED_BANNED = enum.auto()
-    TIMEOUT_FIRST_BYTE = enum.auto()
-    TIMEOUT_IDLE = enum.auto()
-    TIMEOUT_HANDLER = enum.auto()
-    TIMEOUT_HEAD = enum.auto()
-    TIMEOUT_KEEP_ALIVE = enum.auto()
-    REFUSED_MAX_HEAD = enum.auto()
-    REFUSED_MAX_PARKED = enum.auto()
-    REFUSED_PROXY = enum.auto()  # no valid PROXY header, or from a peer that is not trusted with one
-    REFUSED_TLS = enum.auto()  # no TLS, or none that could be agreed upon
-    TIMEOUT_HANDSHAKE = enum.auto()
-    REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
-    WOULD_PER_SOURCE = enum.auto()
-    WOULD_RATE = enum.auto()
-    WOULD_DENIED = enum.auto()
-    WOULD_BANNED = enum.auto()
-
-
-MAX_COUNT = 2**53
-"""No honest count gets here, and a JSON reader's numbers end here: a row that says more was scribbled over."""
-
-COUNTERS: Mapping[str, int] = {"accepted": _ACCEPTED} | {outcome.name.lower(): outcome for outcome in Outcome}
-"""Every counter's name and its word."""
-
-
-class LaneState(enum.IntEnum):
-    """What a lane does. ABSENT is what a zeroed row says."""
-
-    ABSENT = 0
-    IDLE = 1
-    BUSY = 2
-    HUNG = 3  # past its handler deadline and the grace: written by its worker's watcher, when the lane cannot
+MAX_BERTHS = 2 * MAX_WORKERS
+MAX_ROWS = 2 * MAX_LANES
+"""Room for each worker and for one that leaves while it is there already. It is made once, before the first fork,
+since an anonymous mapping cannot grow in processes that have it. Pages that nobody touched cost nothing: 24 MiB of
+address space in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,110 +81,6 @@ class CrewReading:
     stress: bool
 
 
-class CrewRow:
-    """What belongs to no lane. Runs in the worker: its park's lock makes it one writer."""
-
-    def __init__(self, board: memoryview, row: int) -> None:
-        self._board = board
-        start = row * _ROW_WORDS + _HALF_WORDS
-        self._words = board[start : start + _HALF_WORDS]
-
-    def parked_by_others(self, rows: int) -> int:
-        """How many are parked in the other workers, of which ``rows`` are in use."""
-        words = (_NEW, _BETWEEN)
-        board, end = self._board, rows * _ROW_WORDS
-        return sum(sum(board[_HALF_WORDS + word : end : _ROW_WORDS]) - self._words[word] for word in words)
-
-    def idle_lanes(self, rows: int) -> int:
-        """How many lanes of the pool have time, of which ``rows`` are in use."""
-        return self._board[: rows * _ROW_WORDS : _ROW_WORDS].tolist().count(LaneState.IDLE)
-
-    def count(self, outcome: int) -> None:
-        """One more connection ended so, in no lane's hands."""
-        self._words[outcome] += 1
-
-    def parked(self, new: int, between: int) -> None:
-        self._words[_NEW] = new
-        self._words[_BETWEEN] = between
-
-    def oldest(self, since_ns: int, *, is_stressed: bool) -> None:
-        """For the watcher, at each of its looks."""
-        self._words[_OLDEST] = since_ns
-        self._words[_STRESS] = is_stressed
-
-
-class Row:
-    """A lane's record. Runs in the worker; only its own lane may call it, but for ``hung``."""
-
-    def __init__(self, number: int, words: memoryview, peer: memoryview) -> None:
-        self.number = number
-        self._words = words
-        self._peer = peer
-        # Counted here and stored whole: `+=` on shared memory is not atomic, and reading it back costs more.
-        # A lane that replaces a dead one goes on from the row's counts.
-        self._counts = list(words[:_PEER_WORD])
-
-    def idle(self) -> None:
-        """Waiting for a connection."""
-        self._words[_STATE] = LaneState.IDLE
-        self._words[_SINCE] = time.monotonic_ns()
-
-    def absent(self) -> None:
-        """Not there for new connections any more."""
-        self._words[_STATE] = LaneState.ABSENT
-
-    def begin(self, peer: str) -> None:
-        """A connection from ``peer`` is in this lane now."""
-        words, counts = self._words, self._counts
-        self._peer[:] = peer.encode("utf-8", "replace")[:_PEER_BYTES].ljust(_PEER_BYTES, b"\0")
-        words[_SINCE] = time.monotonic_ns()
-        words[_STATE] = 2
-        counts[_ACCEPTED] += 1
-        words[_ACCEPTED] = counts[_ACCEPTED]
-
-    def resume(self, peer: str) -> None:
-        """A connection that was counted before, and waited off the lanes, is in this one now."""
-        self._peer[:] = peer.encode("utf-8", "replace")[:_PEER_BYTES].ljust(_PEER_BYTES, b"\0")
-        self._words[_SINCE] = time.monotonic_ns()
-        self._words[_STATE] = 2
-
-    def end(self, outcome: int) -> None:
-        """The connection is over, and how."""
-        words, counts = self._words, self._counts
-        counts[outcome] += 1
-        words[outcome] = counts[outcome]
-        words[_SINCE] = time.monotonic_ns()
-        words[_STATE] = 1
-
-    def count(self, outcome: int) -> None:
-        """One more, without an end: what a dry run would have refused."""
-        counts = self._counts
-        counts[outcome] += 1
-        self._words[outcome] = counts[outcome]
-
-    def accept(self) -> None:
-        """A connection was accepted, and goes to no handler yet."""
-        self.count(_ACCEPTED)
-
-    def refuse(self, outcome: int) -> None:
-        """A connection was accepted and turned away at the door."""
-        self.count(_ACCEPTED)
-        self.count(outcome)
-
-    def hung(self) -> None:
-        """The lane does not come back."""
-        self._words[_STATE] = LaneState.HUNG
-
-
-@dataclass(frozen=True, slots=True)
-class Quarters:
-    """What one worker writes: a row for each lane, the crew's own; and its ordinal."""
-
-    lanes: list[Row]
-    crew: CrewRow
-    ordinal: int
-
-
 @dataclass(slots=True)
 class Scoreboard:
     """The mapping and its allotment. Runs in the master (or the one process of a library call).
@@ -228,13 +90,17 @@ class Scoreboard:
 
     memory: mmap.mmap
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+    never_accepted: int = -1
+    """Clients that were queued when the last worker left at the service's end; -1: nobody has told."""
     _berths: list[Berth] = field(default_factory=list)
     _told: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+    _took: list[int] = field(default_factory=lambda: [0] * len(_DURATION_WORDS))
+    _took_told: list[int] = field(default_factory=lambda: [0] * len(_DURATION_WORDS))
 
     @classmethod
     def create(cls) -> "Scoreboard":
         """Map the memory, anonymous: nothing of it is left behind by any exit. Source: mmap(2)."""
-        return cls(mmap.mmap(-1, MAX_LANES * _ROW_BYTES))
+        return cls(mmap.mmap(-1, MAX_ROWS * ROW_BYTES))
 
     def allot(self, lanes: int) -> Berth:
         """The first free run of ``lanes`` rows.
@@ -247,12 +113,13 @@ class Scoreboard:
             if berth.first - start >= lanes:
                 break
             start = berth.first + berth.lanes
-        if start + lanes > MAX_LANES or len(self._berths) >= MAX_WORKERS:
+        if start + lanes > MAX_ROWS or len(self._berths) >= MAX_BERTHS:
             raise SystemRefusedError(
-                f"no room for a worker with {lanes} lanes: at most {MAX_WORKERS} workers and {MAX_LANES} lanes in all"
+                f"no room for a worker with {lanes} lanes beside those that leave: at most {MAX_BERTHS} workers and"
+                f" {MAX_ROWS} lanes in all"
             )
         taken = {berth.ordinal for berth in self._berths}
-        berth = Berth(start, lanes, next(number for number in range(MAX_WORKERS) if number not in taken))
+        berth = Berth(start, lanes, next(number for number in range(MAX_BERTHS) if number not in taken))
         self._berths.append(berth)
         self._berths.sort(key=lambda each: each.first)
         return berth
@@ -261,8 +128,11 @@ class Scoreboard:
         """Its worker is dead: keep what it counted, zero its rows, give the place back."""
         for name, count in self.counted([berth]).items():
             self.totals[name] += count
-        start = berth.first * _ROW_BYTES
-        self.memory[start : start + berth.lanes * _ROW_BYTES] = bytes(berth.lanes * _ROW_BYTES)
+        self._took = [dead + own for dead, own in zip(self._took, self._durations([berth]), strict=True)]
+        if left := self._crew_words(berth)[LEFT]:  # the least was told last, since nobody was let in any more
+            self.never_accepted = min(left - 1, self.never_accepted if self.never_accepted >= 0 else left)
+        start = berth.first * ROW_BYTES
+        self.memory[start : start + berth.lanes * ROW_BYTES] = bytes(berth.lanes * ROW_BYTES)
         self._berths.remove(berth)
 
     @property
@@ -282,9 +152,21 @@ class Scoreboard:
 
     def read_crew(self, berth: Berth) -> CrewReading:
         """What is parked in the worker of ``berth``."""
-        start = berth.first * _ROW_WORDS + _HALF_WORDS
-        words = memoryview(self.memory).cast("Q")[start : start + _HALF_WORDS]
-        return CrewReading(words[_NEW], words[_BETWEEN], words[_OLDEST] / 1e9, bool(words[_STRESS]))
+        words = self._crew_words(berth)
+        return CrewReading(words[NEW], words[BETWEEN], words[OLDEST] / 1e9, bool(words[STRESS]))
+
+    def last_sign(self, berth: Berth) -> float:
+        """When its watcher last gave a sign of life, in monotonic seconds; 0: not yet."""
+        return self._crew_words(berth)[SIGN] / 1e9
+
+    def has_hung_lane(self, berth: Berth) -> bool:
+        """Whether a lane of it does not come back."""
+        states = memoryview(self.memory).cast("Q")[STATE + berth.first * ROW_WORDS :: ROW_WORDS][: berth.lanes]
+        return LaneState.HUNG in states.tolist()
+
+    def _crew_words(self, berth: Berth) -> memoryview:
+        start = berth.first * ROW_WORDS + HALF_WORDS
+        return memoryview(self.memory).cast("Q")[start : start + HALF_WORDS]
 
     def rows(self, berth: Berth) -> list[Row]:
         """The rows of ``berth`` for their lanes to write. Called in the worker."""
@@ -293,8 +175,8 @@ class Scoreboard:
         return [
             Row(
                 lane,
-                words[lane * _ROW_WORDS : (lane + 1) * _ROW_WORDS],
-                octets[lane * _ROW_BYTES + _PEER_START :][:_PEER_BYTES],
+                words[lane * ROW_WORDS : (lane + 1) * ROW_WORDS],
+                octets[lane * ROW_BYTES + PEER_START :][:PEER_BYTES],
             )
             for lane in range(berth.first, berth.first + berth.lanes)
         ]
@@ -305,8 +187,7 @@ class Scoreboard:
 
     def counted(self, berths: Iterable[Berth]) -> dict[str, int]:
         """The sums of these berths' counters."""
-        places = ((each.first * _ROW_BYTES, each.lanes * _ROW_BYTES) for each in berths)
-        return _sums(b"".join(self.memory[start : start + size] for start, size in places))
+        return _sums(self._octets(berths))
 
     def all_totals(self) -> dict[str, int]:
         """What the service has counted since it started, the dead and the living together.
@@ -317,18 +198,34 @@ class Scoreboard:
         self._told = {name: max(self._told[name], self.totals[name] + living[name]) for name in COUNTERS}
         return dict(self._told)
 
+    def durations(self) -> list[int]:
+        """How many handlers took how long since the service started, by the bounds of ``rows.DURATION_BOUNDS``; and the
+        sum in microseconds. Never goes back either."""
+        living = self._durations(self._berths)
+        now = [dead + own for dead, own in zip(self._took, living, strict=True)]
+        self._took_told = [max(pair) for pair in zip(self._took_told, now, strict=True)]
+        return list(self._took_told)
+
+    def _durations(self, berths: Iterable[Berth]) -> list[int]:
+        words = memoryview(self._octets(berths)).cast("Q")
+        return [_honest(words[word::ROW_WORDS].tolist()) for word in _DURATION_WORDS]
+
+    def _octets(self, berths: Iterable[Berth]) -> bytes:
+        places = ((each.first * ROW_BYTES, each.lanes * ROW_BYTES) for each in berths)
+        return b"".join(self.memory[start : start + size] for start, size in places)
+
     def _read_lane(self, lane: int) -> LaneReading:
-        start = lane * _ROW_BYTES
+        start = lane * ROW_BYTES
         for _ in range(8):  # a lane that took another connection meanwhile gives a torn peer: read again
-            octets = self.memory[start : start + _ROW_BYTES]
+            octets = self.memory[start : start + ROW_BYTES]
             words = memoryview(octets).cast("Q")
             if self.memory[start : start + 32] == octets[:32]:
                 break
-        state = words[_STATE]
-        peer = octets[_PEER_START : _PEER_START + _PEER_BYTES].rstrip(b"\0").decode("utf-8", "replace")
+        state = words[STATE]
+        peer = octets[PEER_START : PEER_START + PEER_BYTES].rstrip(b"\0").decode("utf-8", "replace")
         return LaneReading(
             state=LaneState(state) if state <= LaneState.HUNG else LaneState.ABSENT,
-            since=words[_SINCE] / 1e9,
+            since=words[SINCE] / 1e9,
             peer=peer if state in (LaneState.BUSY, LaneState.HUNG) else "",
             octets=octets,
         )
@@ -337,10 +234,12 @@ class Scoreboard:
 def _sums(rows: bytes) -> dict[str, int]:
     """Each counter's sum over these rows. Source: measured, 0.6 ms over 1,024 rows."""
     words = memoryview(rows).cast("Q")
-    lanes, crews = words, words[_HALF_WORDS:]
-    columns = ((name, [*lanes[word::_ROW_WORDS], *crews[word::_ROW_WORDS]]) for name, word in COUNTERS.items())
-    return {name: sum(column) if max(column, default=0) <= MAX_COUNT else _honest(column) for name, column in columns}
+    lanes, crews = words, words[HALF_WORDS:]
+    columns = ((name, [*lanes[word::ROW_WORDS], *crews[word::ROW_WORDS]]) for name, word in COUNTERS.items())
+    return {name: _honest(column) for name, column in columns}
 
 
-def _honest(column: Iterable[int]) -> int:
+def _honest(column: Sequence[int]) -> int:
+    if max(column, default=0) <= MAX_COUNT:
+        return sum(column)
     return sum(count for count in column if count <= MAX_COUNT)

@@ -24,6 +24,7 @@ from poolserver.values import (
     AnchoredPath,
     Duration,
     FilledPath,
+    Fraction,
     Mode,
     Network,
     OctalMode,
@@ -72,7 +73,15 @@ class Server(Section):
     name: ServiceName = ""
     # Its default is a path too, so it is anchored like a given one.
     pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
+    preload: bool = False
+    user: Text = ""
+    group: Text = ""
+    umask: OctalMode = Mode(0o027)
     chdir: AnchoredPath = ""
+    pidfile: AnchoredPath = ""
+    worker_start: Text = ""
+    worker_stop: Text = ""
+    daemonize: bool = False
 
     @property
     def service_name(self) -> str:
@@ -128,15 +137,26 @@ def _resolved(workers: int | Literal["auto"]) -> int:
     return min(available_cores(), MAX_WORKERS) if workers == "auto" else workers
 
 
+class Recycle(Section):
+    """``[recycle]``: when a worker has served enough; 0 = never."""
+
+    connections: Annotated[int, Field(ge=0)] = 0
+    jitter: Fraction = 0.1
+    rss: Annotated[Size, Field(ge=0)] = 0
+    age: Duration = 0.0
+
+
 class Timeouts(Section):
     """``[timeouts]``: seconds; 0 = off, but for ``boot``, and ``graceful`` where 0 = cut at once."""
 
     boot: Annotated[Duration, Field(gt=0)] = 30.0
+    worker: Duration = 10.0
     first_byte: Duration = 0.0
     head: Duration = 30.0
     idle: Duration = 60.0
     handler: Duration = 0.0
     graceful: Duration = 30.0
+    lame_duck: Duration = 0.0
 
 
 class Limits(Section):
@@ -217,7 +237,7 @@ class Log(Section):
     """``[log]``: what is written, how, and where."""
 
     level: Literal["debug", "info", "warning", "error", "critical"] = "info"
-    format: Literal["text"] = "text"
+    format: Literal["text", "json"] = "text"
     file: AnchoredPath = ""
 
 
@@ -228,6 +248,12 @@ class Control(Section):
     mode: OctalMode = Mode(0o600)
 
 
+class Metrics(Section):
+    """``[metrics]``: where ``/metrics`` and ``/healthz`` are served; empty = nowhere."""
+
+    bind: Text = ""
+
+
 class Config(BaseModel):
     """A whole configuration. Immutable: a reload loads another one."""
 
@@ -236,6 +262,7 @@ class Config(BaseModel):
     server: Server = Server()
     socket: Socket = Socket()
     pool: Pool = Pool()
+    recycle: Recycle = Recycle()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     parking: Parking = Parking()
@@ -243,6 +270,7 @@ class Config(BaseModel):
     proxy_protocol: ProxyProtocol = ProxyProtocol()
     log: Log = Log()
     control: Control = Control()
+    metrics: Metrics = Metrics()
 
 
 def _fields(section: FieldInfo) -> Mapping[str, FieldInfo]:

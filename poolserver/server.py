@@ -22,16 +22,20 @@ from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
 from poolserver.door import Register
 from poolserver.errors import ConfigError
+from poolserver.generation import Generation
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
-from poolserver.listener import Listener, Options, adopt, defer_accept
-from poolserver.master import Master, Spawn
+from poolserver.listener import Listener, Options, adopt
+from poolserver.master import Master
+from poolserver.parties import Spawn
 from poolserver.pool import Pool
+from poolserver.portions import allowance_of, terms_of
+from poolserver.recycling import Recycler
 from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Config, Timeouts
-from poolserver.service import forking_spawn, resident_spawn, terms_of
+from poolserver.service import ResidentSpawn, forking_spawn, stayers
 from poolserver.shared_socket import SharedSocket
+from poolserver.socket_options import defer_accept
 from poolserver.states import Policy
-from poolserver.station import Terms
 from poolserver.tally import Tally
 from poolserver.values import available_cores
 
@@ -56,13 +60,14 @@ class _Run:
 class PoolMixIn(LaneServer):
     """What the two mix-ins share: one ``serve_forever`` at a time, ``shutdown`` from anywhere, nothing left changed.
 
-    Class attributes: ``threads``, lanes in each process; ``timeouts``, ``limits`` and ``parking``, the keys of the
-    configuration's sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
+    Class attributes: ``threads``, lanes in each process; ``timeouts``, ``limits``, ``parking`` and ``recycle``, the
+    keys of the configuration's sections of those names (``{"graceful": 5}``). The rest is socketserver's own.
     """
 
     threads: int = 8
     timeouts: ClassVar[Mapping[str, object]] = {}
     limits: ClassVar[Mapping[str, object]] = {}
+    recycle: ClassVar[Mapping[str, object]] = {}
     parking: ClassVar[Mapping[str, object]] = {}
     request_queue_size = 1024  # of 60 clients in 0.3 s, socketserver's 5 left some unanswered for ever
 
@@ -146,20 +151,23 @@ class PoolMixIn(LaneServer):
         terms = terms_of(settings, self.request_queue_size, poll_interval)
         options = Options(backlog=self.request_queue_size, idle_timeout=timeouts.idle)
         board, register = Scoreboard.create(), Register.create()
+        allowance = allowance_of(settings)
+        recycler = Recycler(lambda: allowance, lambda: stayers(pool, master), board)
         with _shared(self, options) as listener:
             pool = Pool(self._policy(timeouts))
-            spawn = self._spawn(listener, board, register, inbox, terms)
+            generation = Generation(type(self).__name__, [listener], lambda: [station(self, listener, terms)], terms)
+            spawn = self._spawn(generation, board, register, inbox)
             with self._surroundings(), signals.taken(inbox, LIBRARY_SIGNALS), spawn as spawn_worker:
                 master = Master(
                     pool,
                     spawn_worker,
                     inbox,
                     board,
-                    threads=self.threads,
                     on_ready=lambda: _log.debug("ready on %s", listener.url),
                     on_close_door=lambda: None,  # the socket is its owner's, who may serve again
                     register=register,
                     tally=Tally(functools.partial(register.worst, terms.limits)),
+                    attendants=[recycler],
                 )
                 master.run()
 
@@ -169,19 +177,20 @@ class PoolMixIn(LaneServer):
         if pool["workers"] == 0:
             raise ConfigError("workers: must be at least 1, or auto; PreThreadMixIn serves in this process")
         refuse_wrapped(self.socket)
-        sections = {"timeouts": self.timeouts, "limits": self.limits, "parking": self.parking, "pool": pool}
+        sections = {
+            "timeouts": self.timeouts,
+            "limits": self.limits,
+            "parking": self.parking,
+            "recycle": self.recycle,
+            "pool": pool,
+        }
         return config.from_sections(sections, type(self).__name__).config
 
     def _policy(self, timeouts: Timeouts) -> Policy:
         raise NotImplementedError
 
     def _spawn(
-        self,
-        listener: Listener,
-        board: Scoreboard,
-        register: Register,
-        inbox: signals.Inbox[Command],
-        terms: Terms,
+        self, generation: Generation, board: Scoreboard, register: Register, inbox: signals.Inbox[Command]
     ) -> contextlib.AbstractContextManager[Spawn]:
         raise NotImplementedError
 
@@ -216,25 +225,12 @@ class PreForkMixIn(PoolMixIn):
 
     def _policy(self, timeouts: Timeouts) -> Policy:
         count = available_cores() if self.workers == "auto" else self.workers
-        return Policy(count, timeouts.boot, timeouts.graceful)
+        return Policy(count, timeouts.boot, timeouts.graceful, lanes=self.threads)
 
     def _spawn(
-        self,
-        listener: Listener,
-        board: Scoreboard,
-        register: Register,
-        inbox: signals.Inbox[Command],
-        terms: Terms,
+        self, generation: Generation, board: Scoreboard, register: Register, inbox: signals.Inbox[Command]
     ) -> contextlib.AbstractContextManager[Spawn]:
-        return forking_spawn(
-            type(self).__name__,
-            [listener],
-            lambda: [station(self, listener, terms)],
-            board,
-            inbox,
-            terms,
-            register,
-        )
+        return forking_spawn(lambda _number: generation, board, inbox, register)
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -258,24 +254,16 @@ class PreThreadMixIn(PoolMixIn):
         run_in_lane(super().handle_request)
 
     def _policy(self, timeouts: Timeouts) -> Policy:
-        return Policy(1, timeouts.boot, timeouts.graceful, resident=True)
+        return Policy(1, timeouts.boot, timeouts.graceful, resident=True, lanes=self.threads)
 
     def _spawn(
         self,
-        listener: Listener,
+        generation: Generation,
         board: Scoreboard,
         register: Register,
         inbox: signals.Inbox[Command],  # noqa: ARG002 - nobody is forked
-        terms: Terms,
     ) -> contextlib.AbstractContextManager[Spawn]:
-        return contextlib.nullcontext(
-            resident_spawn(
-                lambda: [station(self, listener, terms)],
-                board,
-                terms,
-                register,
-            )
-        )
+        return contextlib.nullcontext(ResidentSpawn(generation, board, register))
 
 
 @contextlib.contextmanager

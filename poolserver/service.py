@@ -7,34 +7,37 @@ import contextlib
 import functools
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, control, handlers, log, process, shortage, signals, tls
-from poolserver.admission import Limits
+from poolserver import config, console, generation, handlers, log, process, shortage, signals
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
-from poolserver.control import ControlSocket
+from poolserver.console import Console
 from poolserver.crew import Crew
 from poolserver.door import Register
-from poolserver.errors import ConfigError, UsageError
+from poolserver.errors import UsageError
 from poolserver.events import Start
+from poolserver.generation import Generation, Succession
 from poolserver.handover import Pairs
-from poolserver.listener import Listener, Options, bind_all
-from poolserver.master import Master, Spawn, WorkerHandle
+from poolserver.herald import Health, Herald
+from poolserver.listener import Listener
+from poolserver.master import Master
 from poolserver.metrics import Observer
-from poolserver.networks import Networks
+from poolserver.parties import Attendant, Spawn, WorkerHandle
 from poolserver.pool import Pool
+from poolserver.portions import allowance_of, policy_of
+from poolserver.recycling import Recycler
 from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
-from poolserver.states import Policy
-from poolserver.station import Station, Terms
+from poolserver.states import WorkerState
+from poolserver.station import Terms
+from poolserver.surroundings import Surroundings, surround
 from poolserver.tally import Tally
-from poolserver.worker import Seat, Worker
+from poolserver.vigil import Vigil
+from poolserver.worker import Seat, Worker, never_accepted
 
 _log = logging.getLogger("poolserver")
 
@@ -64,14 +67,16 @@ def serve(
     urls = [bind] if isinstance(bind, str) else list(bind)
     given["server"] = {"handler": spec, "bind": urls} | given.get("server", {})
     given["pool"] = {"workers": workers, "threads": threads} | given.get("pool", {})
-    run(config.from_sections(given), None if isinstance(handler, str) else handler)
+    run(lambda: config.from_sections(given), None if isinstance(handler, str) else handler)
 
 
-def run(loaded: Loaded, handler: Callable[..., object] | None = None, *, is_whole_process: bool = False) -> None:
+def run(
+    read: Callable[[], Loaded], handler: Callable[..., object] | None = None, *, is_whole_process: bool = False
+) -> None:
     """Serve until told to stop.
 
     Args:
-        loaded: The configuration.
+        read: Gives the configuration; called again at each reload.
         handler: The class or function, where the caller has it already.
         is_whole_process: Nothing else goes on in this process, before or after.
 
@@ -80,115 +85,97 @@ def run(loaded: Loaded, handler: Callable[..., object] | None = None, *, is_whol
         SystemRefusedError: an address cannot be bound, or no worker forked.
         PoolserverError: it failed while running.
     """
+    loaded = read()
     settings = loaded.config
     if not (settings.server.handler or settings.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
-    log.keep_standard_descriptors()
-    _change_directory(settings.server.chdir)
-    log.configure(settings.log.level, settings.log.file)
+    is_final = is_whole_process or settings.server.daemonize
+    surround(settings.server, functools.partial(_serve, loaded, read, handler, is_final=is_final))
+
+
+def _serve(
+    loaded: Loaded,
+    read: Callable[[], Loaded],
+    handler: Callable[..., object] | None,
+    surroundings: Surroundings,
+    *,
+    is_final: bool,
+) -> None:
+    account = surroundings.account
+    settings = loaded.config
+    environ = config.environment()
+    journal = environ.get("JOURNAL_STREAM", "")
+    log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
     log.introduce("master", settings.server.service_name)
     shortage.raise_limit()
-    if settings.pool.worker_count == 0:
-        _load(settings, handler)  # imported while TERM and INT still simply end us: an import may hang
+    # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
+    served = _loaded_here(settings, handler) if account is None else None
     inbox: signals.Inbox[Command] = signals.Inbox.open()
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
-    taken = signals.taken(inbox, meanings, is_final=is_whole_process)
-    where = settings.control
-    controlled = control.opened(where.socket, settings.server.service_name, where.mode, config.environment())
+    taken = signals.taken(inbox, meanings, is_final=is_final)
+    operated = console.opened(settings, environ)
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
-    with contextlib.closing(inbox), controlled as asked, taken, listening(settings) as listeners:
-        _supervise(settings, handler, inbox, listeners, asked)
+    with (
+        contextlib.closing(inbox),
+        operated as desk,
+        taken,
+        Succession(loaded, read, served, surroundings.manager) as succession,
+    ):
+        if account is not None:
+            account.become()
+            succession.preload(_loaded_here(settings, handler))
+        _supervise(succession, inbox, desk, surroundings)
 
 
-def listener_options(settings: Config) -> Options:
-    """The narrow values that a listener needs."""
-    section = settings.socket
-    return Options(
-        backlog=section.backlog,
-        reuse_address=section.reuse_address,
-        nodelay=section.nodelay,
-        keepalive=section.keepalive,
-        user_timeout=section.user_timeout,
-        ipv6_only=section.ipv6_only,
-        defer_accept=section.defer_accept,
-        receive_buffer=section.receive_buffer,
-        unix_mode=section.unix_mode,
-        idle_timeout=settings.timeouts.idle,
-    )
-
-
-def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
-    """The narrow values that a crew needs. Raises ConfigError where the certificate cannot be used."""
-    timeouts, parking = settings.timeouts, settings.parking
-    return Terms(
-        limits=Limits.parse(**settings.limits.model_dump()),
-        backlog=backlog,
-        graceful_timeout=timeouts.graceful,
-        handler_timeout=timeouts.handler,
-        first_byte_timeout=timeouts.first_byte,
-        head_timeout=timeouts.head,
-        keep_alive=parking.keep_alive,
-        wait_for=parking.wait_for,
-        max_head=parking.max_head,
-        max_parked=parking.max_parked,
-        proxy_mode=settings.proxy_protocol.mode,
-        proxy_trusted=Networks.parse(settings.proxy_protocol.trusted),
-        proxy_timeout=settings.proxy_protocol.timeout,
-        tls=tls.context_for(settings.server.bind, **settings.tls.model_dump(exclude={"handshake_timeout"})),
-        handshake_timeout=settings.tls.handshake_timeout,
-        service_interval=service_interval,
-    )
-
-
-@contextlib.contextmanager
-def listening(settings: Config) -> Iterator[list[Listener]]:
-    """The listeners, bound; closed at the end, and the files of Unix sockets removed."""
-    listeners = bind_all(settings.server.bind, listener_options(settings))
-    try:
-        yield listeners
-    finally:
-        for listener in listeners:
-            listener.close()
+def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> handlers.Service | None:
+    """What is served, where it is imported in this process, once for all; None: each worker imports it."""
+    section = settings.server
+    if handler is not None:
+        return handlers.service_of(handler, section.handler, section.server_class)
+    if settings.pool.worker_count == 0 or section.preload:
+        return generation.load(settings)
+    return None
 
 
 @contextlib.contextmanager
 def forking_spawn(
-    name: str,
-    listeners: Sequence[Listener],
-    make_stations: Callable[[], list[Station]],
+    generation_of: Callable[[int], Generation],
     board: Scoreboard,
     inbox: signals.Inbox[Command],
-    terms: Terms,
     register: Register,
-    asked: ControlSocket | None = None,
+    desk: Console | None = None,
+    *,
+    listeners: Callable[[], Iterable[Listener]] = tuple,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; and its copies of inbox and control socket, which are the master's."""
+    or it would never report the master's death; its copies of inbox and console, which are the master's; and those
+    of ``listeners`` that its generation does not have, or their addresses would never be free."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
     pairs = Pairs.open()
 
     def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
+        generation = generation_of(start.generation)
+
         def body(report_fd: int) -> int:
             os.close(lifeline_write)
             inbox.close()
-            if asked is not None:
-                asked.close_in_child()
+            if desk is not None:
+                desk.close_in_child()
             for sibling in siblings:
                 sibling.close()
-            worker = Worker(
-                Seat(start.slot, name, lifeline_read, report_fd),
-                [*listeners, asked.listener] if asked is not None else listeners,  # the last to leave removes its file
-                make_stations,
-                board.quarters(berth),
-                terms,
-                register,
-                pairs,
-            )
-            return worker.run()
+            own = {listener.socket for listener in generation.listeners}
+            for listener in listeners():
+                if listener.socket not in own:
+                    listener.socket.close()
+            generation.use_log()
+            others = desk.listeners if desk is not None else ()
+            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, others, stacks_fd)
+            return Worker(seat, generation, board.quarters(berth), register, pairs).run()
 
-        return process.fork(body)
+        with desk.worker_pipe(start.serial) if desk is not None else contextlib.nullcontext(-1) as stacks_fd:
+            return process.fork(body)
 
     try:
         yield spawn
@@ -198,117 +185,164 @@ def forking_spawn(
         pairs.close()
 
 
-def resident_spawn(
-    make_stations: Callable[[], list[Station]],
-    board: Scoreboard,
-    terms: Terms,
-    register: Register,
-    *,
-    on_released: Callable[[], None] = lambda: None,
-) -> Spawn:
-    """The one worker that is this process. ``on_released``: its lanes need the stream listeners no more."""
+class ResidentSpawn:
+    """The one worker that is this process."""
 
-    def spawn(_start: Start, berth: Berth, _siblings: Sequence[WorkerHandle]) -> WorkerHandle:
+    def __init__(
+        self,
+        generation: Generation,
+        board: Scoreboard,
+        register: Register,
+        *,
+        on_released: Callable[[], None] = lambda: None,
+        is_reloadable: bool = False,
+    ) -> None:
+        self._generation = generation
+        self._board = board
+        self._register = register
+        self._on_released = on_released
+        self._is_reloadable = is_reloadable
+        self._crew: Crew | None = None
+
+    def __call__(self, _start: Start, berth: Berth, _siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         resident = Resident()
-        crew = Crew(
-            make_stations(),
-            board.quarters(berth),
-            terms,
-            register,
+        stations = self._generation.make_stations()
+        self._generation.on_start()
+        self._crew = Crew(
+            stations,
+            self._board.quarters(berth),
+            self._generation.terms,
+            self._register,
             on_stop_asked=resident.ask_stop,
-            on_released=on_released,
+            on_released=self._on_released,
         )
-        resident.start(crew)
+        self._crew.door.is_open &= not self._is_reloadable  # so that lanes ask it for each connection
+        resident.start(self._crew)
         return resident
 
-    return spawn
+    def take_over(self, terms: Terms) -> None:
+        """After a reload: the lanes go on under the new limits."""
+        if self._crew is not None:
+            self._crew.door.change(terms.limits)
 
 
 def _supervise(
-    settings: Config,
-    handler: Callable[..., object] | None,
-    inbox: signals.Inbox[Command],
-    listeners: list[Listener],
-    asked: ControlSocket | None,
+    succession: Succession, inbox: signals.Inbox[Command], desk: Console, surroundings: Surroundings
 ) -> None:
-    terms = terms_of(settings, settings.socket.backlog)
-
-    def make_stations() -> list[Station]:
-        return handlers.stations(_load(settings, handler), listeners, terms)
-
+    manager = surroundings.manager
     board, register = Scoreboard.create(), Register.create()
-    timeouts, workers = settings.timeouts, settings.pool.worker_count
+    policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
-    if workers == 0:
-        spawning = contextlib.nullcontext(
-            resident_spawn(
-                make_stations,
-                board,
-                terms,
-                register,
-                on_released=lambda: _close_streams(listeners),
-            )
-        )
+    if policy.resident:
+        on_released = functools.partial(_close_streams, succession.present.listeners, board)
+        resident = ResidentSpawn(succession.present, board, register, on_released=on_released, is_reloadable=True)
+        succession.followers.append(lambda: resident.take_over(succession.present.terms))
+        spawning = contextlib.nullcontext(resident)
     else:
-        name = settings.server.service_name
-        spawning = forking_spawn(name, listeners, make_stations, board, inbox, terms, register, asked)
-    policy = Policy(max(1, workers), timeouts.boot, timeouts.graceful, resident=workers == 0)
+        spawning = forking_spawn(succession.of, board, inbox, register, desk, listeners=succession.listeners)
+    ledger = _Ledger(board)
+    attendants: list[Attendant] = [
+        Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board),
+        Vigil(
+            lambda: succession.settings.timeouts.worker,
+            lambda: succession.settings.timeouts.handler,
+            lambda: accepting(pool, master),
+            board,
+        ),
+    ]
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
+        observer = _observer(succession, register, board)
+        herald = Herald(
+            manager,
+            pool,
+            Health(succession.settings.timeouts.worker),
+            lambda now: observer.snapshot(pool, master.roster(), now),
+        )
         master = Master(
             pool,
             spawn,
             inbox,
             board,
-            threads=settings.pool.threads,
-            on_ready=lambda: log.announce(_ready_line(listeners, policy.workers, settings.pool.threads)),
-            on_close_door=lambda: _close_door(listeners, has_lanes=policy.resident),
+            on_ready=lambda: surroundings.announce(_ready_line(succession)),
+            on_close_door=lambda: ledger.close_door(succession, has_lanes=policy.resident),
             register=register,
-            tally=Tally(functools.partial(register.worst, terms.limits)),
-            attendants=[asked] if asked is not None else [],
-            on_answer=asked.answer if asked is not None else lambda _asker, _ok, _reason: None,
+            tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
+            succession=succession,
+            attendants=[*attendants, desk, *([herald] if manager.notify_address else [])],
         )
-        if asked is not None:
-            observer = Observer(settings.server.service_name, settings.pool.threads, terms, listeners, register, board)
-            asked.serve(
-                {"status": lambda _asker: {"status": observer.snapshot(pool, master.roster(), time.monotonic())}}
-            )
+        master.report_to(desk)
+        desk.connect(pool, master, observer)
         master.run()
-    always = ("accepted", "served", "errors", "cut")
-    totals = {name: count for name, count in board.all_totals().items() if count or name in always}
-    _log.info("stopped: %s", ", ".join(f"{count} {name}" for name, count in totals.items()))
+        if policy.resident:
+            succession.present.leave()
+    _log.info("stopped: %s", ledger)
 
 
-def _load(settings: Config, handler: Callable[..., object] | None) -> handlers.Service:
-    section = settings.server
-    if handler is None:
-        return handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
-    return handlers.service_of(handler, section.handler, section.server_class)
+def accepting(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
+    """The workers that accept, by their serials."""
+    workers = pool.workers
+    places = master.roster().items()
+    return {} if pool.policy.resident else {serial: place for serial, place in places if workers[serial].is_accepting}
 
 
-def _ready_line(listeners: Sequence[Listener], workers: int, threads: int) -> str:
-    urls = ", ".join(listener.url for listener in listeners)
-    return f"ready on {urls} (pid {os.getpid()}, {workers} workers x {threads} lanes)"
+def stayers(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:
+    """The workers that accept and are to stay, by their serials."""
+    workers = pool.workers
+    places = accepting(pool, master).items()
+    return {
+        serial: place
+        for serial, place in places
+        if workers[serial].state is WorkerState.READY and not workers[serial].is_outgoing
+    }
 
 
-def _close_door(listeners: Sequence[Listener], *, has_lanes: bool) -> None:
-    """Let nobody in any more. Without lanes here, our copies close too: the last worker to have served its queue then
-    frees the address, and newcomers are refused instead of waiting for the longest conversation to end."""
-    for listener in listeners:
-        listener.close_door()
-        if not has_lanes:
-            listener.close()
+_FINISHED = ("served", "errors")
 
 
-def _close_streams(listeners: Sequence[Listener]) -> None:
+class _Ledger:
+    """Accounts for a stop."""
+
+    def __init__(self, board: Scoreboard) -> None:
+        self._board = board
+        self._at_door: dict[str, int] = {}
+
+    def close_door(self, succession: Succession, *, has_lanes: bool) -> None:
+        succession.close_door(has_lanes=has_lanes)
+        self._at_door = self._board.all_totals()
+
+    def __str__(self) -> str:
+        totals = self._board.all_totals()
+        always = ("accepted", "served", "errors", "cut")
+        counted = [f"{count} {name}" for name, count in totals.items() if count or name in always]
+        if self._at_door:
+            counted.append(f"{sum(totals[name] - self._at_door[name] for name in _FINISHED)} finished while draining")
+        if self._board.never_accepted >= 0:
+            counted.append(f"{self._board.never_accepted} never accepted")
+        return ", ".join(counted)
+
+
+def _observer(succession: Succession, register: Register, board: Scoreboard) -> Observer:
+    """What status shows, of whichever generation is the present one."""
+    first = succession.present
+    observer = Observer(first.name, succession.settings.pool.threads, first.terms, first.listeners, register, board)
+
+    def follow() -> None:
+        present = succession.present
+        observer.follow(succession.settings.pool.threads, present.terms, present.listeners)
+
+    succession.followers.append(follow)
+    return observer
+
+
+def _ready_line(succession: Succession) -> str:
+    urls = ", ".join(listener.url for listener in succession.present.listeners)
+    pool = succession.settings.pool
+    return f"ready on {urls} (pid {os.getpid()}, {max(1, pool.worker_count)} workers x {pool.threads} lanes)"
+
+
+def _close_streams(listeners: Sequence[Listener], board: Scoreboard) -> None:
+    board.never_accepted = never_accepted(listeners)
     for listener in listeners:
         if listener.is_stream:
             listener.close()
-
-
-def _change_directory(path: str) -> None:
-    if path:
-        try:
-            os.chdir(path)
-        except OSError as error:
-            raise ConfigError(f"server.chdir: cannot enter {path}: {error.strerror}") from error

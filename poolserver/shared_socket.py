@@ -1,5 +1,6 @@
 """A listener as lanes, server objects and handlers see it: what would break it for every other process does nothing."""
 
+import functools
 import logging
 import os
 import socket
@@ -15,6 +16,15 @@ class SharedSocket(socket.socket):
     ``shutdown``, ``close`` and blocking mode are not theirs to change: a ``server_bind()`` of a user's class may run
     against it (HTTPServer's sets ``server_name``), and a handler that closes it takes nothing down.
     """
+
+    # accept() asks for both, and the standard library makes an enum member of each every time: 0.9 us a connection.
+    @functools.cached_property
+    def family(self) -> socket.AddressFamily:
+        return super().family
+
+    @functools.cached_property
+    def type(self) -> socket.SocketKind:
+        return super().type
 
     @classmethod
     def over(cls, listener: socket.socket) -> Self:

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Generic, TypeVar
 
@@ -107,6 +107,11 @@ def take(inbox: Inbox[T], meanings: Mapping[int, T | None]) -> int:
     for signum in meanings:
         signal.signal(signum, on_signal)
     return previous_fd
+
+
+def call_on(signum: int, call: Callable[[FrameType | None], None]) -> None:
+    """Call ``call`` at this signal, for good, with the frame that it interrupts."""
+    signal.signal(signum, lambda _signum, frame: call(frame))
 
 
 def default(signum: int) -> None:

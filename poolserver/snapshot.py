@@ -97,6 +97,14 @@ class SourceStatus(TypedDict):
     refused: int
 
 
+class Durations(TypedDict):
+    """How long handlers took: how many at most each of ``bounds``, and more than all; and all of them together."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum: float
+
+
 class Snapshot(TypedDict):
     """The whole."""
 
@@ -112,5 +120,6 @@ class Snapshot(TypedDict):
     stress: bool
     workers: list[WorkerStatus]
     totals: Totals
+    durations: Durations
     sources: list[SourceStatus]
     last_reload: LastReload | None

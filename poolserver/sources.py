@@ -28,6 +28,7 @@ ENTRIES = 65_536
 _BUCKETS = ENTRIES // WAYS - 1
 """A prime, 8,191: the remainder depends on all bits of a digest, of which some are always set."""
 
+_BUCKET_BYTES = WAYS * 8
 _FIELDS = 8
 _STRIKE_STEP = 2**20
 """A strike word is a window's start in ms times this, plus the strikes in it: one store for both."""
@@ -62,6 +63,8 @@ class SourceTable:
         words = memoryview(memory).cast("Q")
         fields = [words[start : start + ENTRIES] for start in range(0, _FIELDS * ENTRIES, ENTRIES)]
         self._memory = memory
+        self.last_ban = words[_FIELDS * ENTRIES :]
+        """One word: when the last of all bans ends. Nearly always nobody is banned, and need not be looked for."""
         # Digests come first: where one is found in the memory says which entry it is.
         self._digests, self._high, self._low, self._used, self._arrivals, self._strikes, self._bans, self._refused = (
             fields
@@ -70,7 +73,7 @@ class SourceTable:
     @classmethod
     def create(cls) -> "SourceTable":
         """Map the memory, anonymous. Runs before the fork."""
-        return cls(mmap.mmap(-1, _FIELDS * ENTRIES * 8))
+        return cls(mmap.mmap(-1, (_FIELDS * ENTRIES + 1) * 8))
 
     def arrive(self, source: Source, now_ns: int, interval_ns: int, burst: int) -> bool:
         """Whether one more of ``source`` comes in at a rate of one each ``interval_ns``, ``burst`` at once.
@@ -79,21 +82,24 @@ class SourceTable:
         arrival moves it by an interval; it may lie ``burst`` intervals ahead. Those refused move nothing, so that a
         source that keeps pushing still gets its rate. Source: ITU-T I.371, virtual scheduling.
         """
-        entry = self._entry(source, now_ns)
-        if entry < 0:
+        # `_entry` once more: a call of a function costs as much as what it does here.
+        start = source.number % _BUCKETS * _BUCKET_BYTES
+        entry = self._memory.find(source.digest, start, start + _BUCKET_BYTES) >> 3
+        if entry < 0 and (entry := self._taken(source, now_ns)) < 0:
             return True
-        number, most = source.number, burst * interval_ns
-        seen = self._arrivals[entry]
+        self._used[entry] = now_ns
+        arrivals, number, most = self._arrivals, source.number, burst * interval_ns
+        seen = arrivals[entry]
         ahead = (seen ^ number) - now_ns
         if not 0 < ahead <= FARTHEST_NS:  # in the past, or sealed by another
             ahead = 0
         if ahead > most - interval_ns:
             if ahead > most + _SLACK_NS:  # made under a slower rate, before a reload: from now on under this one
-                self._arrivals[entry] = (now_ns + most) ^ number
+                arrivals[entry] = (now_ns + most) ^ number
             return False
-        if self._arrivals[entry] != seen:  # another process was quicker: look again, within what it left
+        if arrivals[entry] != seen:  # another process was quicker: look again, within what it left
             return self.arrive(source, now_ns, interval_ns, burst)
-        self._arrivals[entry] = (now_ns + ahead + interval_ns) ^ number
+        arrivals[entry] = (now_ns + ahead + interval_ns) ^ number
         return True
 
     def strike(
@@ -171,8 +177,8 @@ class SourceTable:
 
     def _find(self, source: Source) -> int:
         """The source's entry; -1 when it has none."""
-        start = source.number % _BUCKETS * WAYS * 8
-        return self._memory.find(source.digest, start, start + WAYS * 8) >> 3
+        start = source.number % _BUCKETS * _BUCKET_BYTES
+        return self._memory.find(source.digest, start, start + _BUCKET_BYTES) >> 3
 
     def _entry(self, source: Source, now_ns: int) -> int:
         """The source's entry, made now if need be; -1 when its bucket has no room."""
@@ -212,6 +218,9 @@ class SourceTable:
         standing = self._bans[entry] ^ number
         if 0 < standing - now_ns <= FARTHEST_NS and not standing & 1 and (is_rehearsal or standing >= until):
             return
+        # Before the ban, for it to be seen. Of two processes that are here at once the shorter ban may stay here, which
+        # ends the longer with it; but bans of one configuration are equally long.
+        self.last_ban[0] = max(self.last_ban[0], until)
         self._bans[entry] = until ^ number
 
     def _key(self, entry: int) -> bytes:

@@ -14,11 +14,21 @@ the slots of a broken pool do not try in step."""
 class WorkerState(enum.Enum):
     """Where a worker is between its fork and its burial."""
 
+    CANARY = "canary"  # the first of a new generation: boots, and waits for the commit before it accepts
     STARTING = "starting"
     READY = "ready"
+    HUNG = "hung"  # without signs of life, or with a lane that hangs; its replacement is on its way
     RETIRING = "retiring"
     STOPPING = "stopping"  # told to leave at once
     KILLED = "killed"  # sent KILL; only its burial is left
+
+    @property
+    def word(self) -> str:
+        """The same in the words of ``status``: starting, ready, hung, retiring."""
+        return _WORDS.get(self, self.value)
+
+
+_WORDS = {WorkerState.CANARY: "starting", WorkerState.STOPPING: "retiring", WorkerState.KILLED: "retiring"}
 
 
 class PoolState(enum.Enum):
@@ -26,6 +36,8 @@ class PoolState(enum.Enum):
 
     STARTING = "starting"  # not every worker has accepted yet
     SERVING = "serving"
+    RELOADING = "reloading"
+    DEGRADED = "degraded"  # serving, but a slot waits for its worker to start
     DRAINING = "draining"
     STOPPING = "stopping"
     STOPPED = "stopped"
@@ -34,6 +46,7 @@ class PoolState(enum.Enum):
 class Happening(enum.Enum):
     """What can befall one worker."""
 
+    BOOTED = "has loaded its handler"
     READY = "accepts"
     EXITED = "was reaped"
     OVERDUE = "passed its deadline"
@@ -50,6 +63,10 @@ class Policy:
     boot_timeout: float = 30.0
     graceful_timeout: float = 30.0
     resident: bool = False
+    lame_duck_timeout: float = 0.0
+    lanes: int = 8
+    most_workers: int = 1024
+    """More are refused: the scoreboard has no room for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +86,21 @@ class Worker:
     slot: int
     state: WorkerState
     deadline: float
+    policy: Policy
+    generation: int = 1
     was_ready: bool = False
     killed_for: str = ""
+    is_silent: bool = False
+    """Without signs of life: it has nothing to finish."""
+    spent: str = ""
+    """Why it is to be replaced some time soon, being in good health (recycling)."""
+    is_outgoing: bool = False
+    """It is being replaced, and serves until its replacement accepts."""
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether it takes connections, as far as we know."""
+        return self.state in (WorkerState.READY, WorkerState.HUNG)
 
 
 @dataclass(slots=True)

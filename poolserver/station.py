@@ -74,3 +74,6 @@ class Terms:
     tls: ssl.SSLContext | None = None
     handshake_timeout: float = 10.0
     service_interval: float = 0.5
+    tick: float = 1.0
+    """Between signs of life, and looks at what no descriptor tells: a lane that died, a listener made blocking by a
+    stranger."""

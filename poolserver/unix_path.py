@@ -71,6 +71,9 @@ def _is_alive(path: str) -> bool:
     """Only ECONNREFUSED says that nobody is there: a full backlog is EAGAIN, a datagram socket EPROTOTYPE.
 
     Source: unix(7), connect(2).
+
+    Raises:
+        PermissionError: it is not for us to ask.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -78,6 +81,8 @@ def _is_alive(path: str) -> bool:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except PermissionError:
+            raise PermissionError(errno.EACCES, "another user's socket is there, and may be alive") from None
         except OSError:
             return True
     return True
@@ -97,5 +102,7 @@ def unlink_if_ours(path: str, inode: tuple[int, int]) -> None:
             Path(path).unlink()
     except FileNotFoundError:
         pass  # somebody removed it before us
+    except PermissionError:
+        _log.info("left %s, which its folder's owner alone can remove; the next start replaces it", path)
     except OSError as error:
         _log.warning("cannot remove %s: %s", path, error.strerror)

@@ -41,6 +41,7 @@ MAX_BAN_AFTER = 1_000_000
 MAX_BACKLOG = 65_535
 
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _DURATION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?")
 _BYTES = {"K": 2**10, "M": 2**20, "G": 2**30}
 _SIZE = re.compile(r"([0-9]{1,15})([KMG])?", re.IGNORECASE)
@@ -103,6 +104,15 @@ def _seconds_or_none(value: object) -> float | None:
         return None
     # A whole number beyond float's range raises OverflowError; it is out of bounds all the same.
     return float(value) if abs(value) <= MAX_DURATION else math.inf
+
+
+def _fraction(value: object) -> float:
+    """Read a part of one: a number, or its text."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError("must be a fraction from 0 to 1, such as 0.1")
+    return float(value)
 
 
 def _bytes(value: object) -> object:
@@ -206,6 +216,7 @@ _SizeText = Annotated[str, Field(pattern=r"^[0-9]{1,15}[KMGkmg]?$")]
 _ModeText = Annotated[str, Field(pattern=f"^{_MODE.pattern}$")]
 
 Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | _DurationText)]
+Fraction = Annotated[float, BeforeValidator(_fraction)]
 Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | _SizeText)]
 OctalMode = Annotated[
     Mode,

@@ -4,24 +4,27 @@ Runs in the forked process, from ``Worker.run`` to ``os._exit`` in ``process.py`
 """
 
 import ctypes
+import fcntl
 import logging
 import os
 import select
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from poolserver import log, process, signals
+from poolserver import log, process, signals, stacks
 from poolserver.commands import WORKER_SIGNALS, Order
 from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError
+from poolserver.generation import Generation
 from poolserver.handover import Pairs
 from poolserver.listener import Listener
-from poolserver.scoreboard import Quarters
+from poolserver.rows import Quarters
 from poolserver.shared_socket import SharedSocket
-from poolserver.station import Station, Terms
+from poolserver.station import Station
+from poolserver.tcp_info import queue_length
 
 _log = logging.getLogger("poolserver")
 
@@ -33,6 +36,11 @@ ORPHAN_TIMEOUT = 4.0
 
 BURIAL_TIMEOUT = 1.0
 """Seconds for the kernel to close a dead master's files; it needs milliseconds."""
+
+_LAST_BELL = signal.SIGTRAP
+"""What the kernel sends when the master is dead. Its handler is alarm(2) itself, which takes the signal's number for
+seconds: 5 after it SIGALRM ends this process, though every thread hangs and one holds the interpreter's lock. No
+handler in Python would run then. Source: signal-safety(7); fcntl(2) F_SETSIG; Linux, pipe_release."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -49,44 +57,51 @@ class Seat:
     """Where a worker sits: all that differs from one worker to the next."""
 
     slot: int
-    name: str
     lifeline_fd: int
     """Read end of a pipe whose write end only the master has: EOF means that it is dead."""
     report_fd: int
+    is_canary: bool = False
+    """It boots ahead of its generation, and accepts only once it is told to."""
+    others: Sequence[Listener] = ()
+    """The control socket's, for one: who leaves last when the master is dead removes its file."""
+    stacks_fd: int = -1
+    """Where its stacks go when somebody asks; -1: nobody can."""
+
+
+def never_accepted(listeners: Iterable[Listener]) -> int:
+    """Clients in the accept queues of our own TCP listeners: others do not tell, or live on with whoever made them."""
+    own = [each for each in listeners if each.address.is_tcp and not each.is_adopted]
+    return sum(queue_length(each.socket) for each in own if each.socket.fileno() >= 0)
 
 
 class Worker:
-    """One forked worker. ``make_stations`` loads the handler and builds the server objects, and may raise."""
+    """One forked worker."""
 
     def __init__(
-        self,
-        seat: Seat,
-        listeners: Sequence[Listener],
-        make_stations: Callable[[], list[Station]],
-        quarters: Quarters,
-        terms: Terms,
-        register: Register,
-        pairs: Pairs,
+        self, seat: Seat, generation: Generation, quarters: Quarters, register: Register, pairs: Pairs
     ) -> None:
         self._seat = seat
-        self._listeners = listeners
-        self._make_stations = make_stations
+        self._generation = generation
+        self._terms = generation.terms
         self._quarters = quarters
-        self._terms = terms
         self._register = register
         self._pairs = pairs
         self._is_orphaned = False
+        self._is_end = False
         self._master_pid = os.getppid()
 
     def run(self) -> int:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
-        log.introduce(f"worker {self._seat.slot}", self._seat.name)
+        log.introduce(f"worker {self._seat.slot}", self._generation.name)
+        if self._seat.stacks_fd >= 0:
+            stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
         self._follow_the_master()
         _libc.mallopt(_M_ARENA_MAX, 1)
         try:
-            stations = self._make_stations()
+            stations = self._generation.make_stations()
+            self._generation.on_start()
         except BaseException as error:  # noqa: BLE001 - the user's module; SystemExit at import too
             self._report_failure(error)
             return ConfigError.exit_code
@@ -104,24 +119,44 @@ class Worker:
             on_released=self._close_stream_listeners,
         )
         signals.take(self._inbox, WORKER_SIGNALS)
+        self._report(process.BOOTED)
+        if self._seat.is_canary and not self._may_go():
+            self._generation.leave()
+            return 0
         self._crew.start()
         self._report(process.READY)
         self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
+        self._tell_left()
         if self._is_orphaned:
             self._abandon(stations)
+        self._generation.leave()
         if self._crew.lost_listener:
             self._report(process.FAILED + self._crew.lost_listener.encode())
             return LISTENER_LOST_STATUS
         return 0
+
+    def _may_go(self) -> bool:
+        """Wait for the commit. Any other order means that it will not come, and so does the master's death."""
+        poller = select.poll()
+        poller.register(self._inbox.fileno(), select.POLLIN)
+        poller.register(self._seat.lifeline_fd, select.POLLIN)
+        while True:
+            signals.wait_readable(poller, None)
+            for order in self._inbox.take():
+                if order is not Order.REOPEN:
+                    return order is Order.GO
+            if self._is_master_dead():
+                return False
 
     def _on_orders(self) -> bool:
         for order in self._inbox.take():
             if order is Order.REOPEN:
                 log.reopen()
             elif order is Order.STOP_NOW:
+                self._is_end = True
                 self._crew.cut()
-            else:
-                is_end = order is Order.DRAIN
+            elif order is not Order.GO:
+                self._is_end = is_end = order is Order.DRAIN
                 self._crew.retire(self._terms.graceful_timeout, serve_queue=is_end, hand_over=not is_end)
         return True
 
@@ -140,7 +175,7 @@ class Worker:
         for station in stations:
             if isinstance(station.server.socket, SharedSocket):
                 station.server.socket.release()
-        for listener in self._listeners:
+        for listener in [*self._generation.listeners, *self._seat.others]:
             listener.abandon()
 
     def _wait_for_burial(self) -> None:
@@ -156,8 +191,15 @@ class Worker:
         poller.poll(int(BURIAL_TIMEOUT * 1000))
         os.close(pidfd)
 
+    def _tell_left(self) -> None:
+        """At the service's end: who is still in the accept queues is not accepted any more."""
+        if self._is_end:
+            self._is_end = False
+            self._quarters.crew.left(never_accepted(self._generation.listeners))
+
     def _close_stream_listeners(self) -> None:
-        for listener in self._listeners:
+        self._tell_left()
+        for listener in self._generation.listeners:
             if listener.is_stream:
                 listener.socket.close()
 
@@ -167,10 +209,26 @@ class Worker:
         Source: prctl(2).
         """
         _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        self._set_last_bell()
+        if self._is_master_dead():
+            os._exit(0)
+
+    def _set_last_bell(self) -> None:
+        signals.default(signal.SIGALRM)
+        _libc.signal(int(_LAST_BELL), ctypes.cast(_libc.alarm, ctypes.c_void_p))
+        try:
+            # An open file of its own: signals of one that is shared with the siblings would go to the last of them.
+            bell = os.open(f"/proc/self/fd/{self._seat.lifeline_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return  # no /proc here: a worker that hangs in C then stays until it is found
+        fcntl.fcntl(bell, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(bell, fcntl.F_SETSIG, int(_LAST_BELL))
+        fcntl.fcntl(bell, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+
+    def _is_master_dead(self) -> bool:
         poller = select.poll()
         poller.register(self._seat.lifeline_fd, select.POLLIN)
-        if poller.poll(0):
-            os._exit(0)
+        return bool(poller.poll(0))
 
     def _report_failure(self, error: BaseException) -> None:
         """Why it could not start, up the pipe, where the master says it once for all workers."""

@@ -15,11 +15,13 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli tables check __init__ server service control metrics queues rendezvous remote master resident worker
-    handlers functions crew attendant deadlines mending here lane reception handling handover park parked conversation
-    shortage station door wakeups waits adapter listener tcp_info unix_path holders address datagrams shared_socket
-    process signals failures log config sections values proxy_protocol tls admission sources claims networks
-    scoreboard pool roster tally repeats snapshot states events commands errors
+    __main__ cli top trends whereabouts tables check __init__ exporter server service surroundings daemonize pidfile
+    vigil herald console companion control metrics queues rendezvous remote master parties resident worker generation
+    portions recycling handlers functions crew attendant deadlines mending here lane reception handling handover park
+    parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info socket_options
+    unix_path holders address datagrams shared_socket process inquiry stacks signals failures log privileges config
+    sections values tls proxy_protocol admission sources claims networks scoreboard rows pool turnover fates roster
+    reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -29,12 +31,20 @@ HOMES = {
     "os.killpg": {"process"},
     "os.waitpid": {"process"},
     "signal.pidfd_send_signal": {"process"},
+    "os.setuid": {"privileges"},
+    "os.setgid": {"privileges"},
+    "os.seteuid": {"privileges"},
+    "os.setegid": {"privileges"},
+    "os.setresuid": {"privileges"},
+    "os.setresgid": {"privileges"},
+    "os.setgroups": {"privileges"},
+    "os.umask": {"surroundings"},
     "signal.signal": {"signals"},
     "signal.set_wakeup_fd": {"signals"},
     "signal.pthread_sigmask": {"signals"},
-    "os.environ": {"config"},
+    "os.environ": {"config", "systemd"},
     "os.getenv": {"config"},
-    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues"},
+    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
@@ -46,23 +56,20 @@ HOMES = {
     "quit": set[str](),
 }
 IMPORT_HOMES = {
-    "psutil": {"metrics"},
+    "psutil": {"metrics", "recycling"},
     "setproctitle": {"log"},
     "daemon": {"daemonize"},
     "click": {"cli"},
+    "rich": {"top"},
+    "prometheus_client": {"exporter"},
     "pydantic": {"sections", "config", "values"},
     "asyncio": {"aio"},
     "mmap": {"claims", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
-PURE = {
-    "pool": _OS,
-    "roster": _OS,
-    "admission": _OS,
-    "repeats": _OS,
-    "waits": _OS,
-    "proxy_protocol": _OS - {"socket"},  # whose inet_pton reads addresses
+PURE = dict.fromkeys(("pool", "turnover", "fates", "roster", "reload", "admission", "repeats", "waits"), _OS) | {
+    "proxy_protocol": _OS - {"socket"}  # whose inet_pton reads addresses
 }
 
 MAX_FILE_LINES = 350

@@ -5,6 +5,7 @@ line on standard error, in poolserver's words: `NAME: ready on tcp://127.0.0.1:P
 """
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,15 @@ class Contestant:
         label: the name in the table.
         command: the argument vector.
         exit_status: what `wait` must give after SIGTERM; a contestant that leaves otherwise has failed.
+        load_kind: what its rounds are made of, if not of what everybody's are: one that refuses is to be refused by.
+        max_files: its limit of descriptors, 0 = this process's.
     """
 
     label: str
     command: tuple[str, ...]
     exit_status: int
+    load_kind: str = ""
+    max_files: int = 0
 
 
 def bare(handler: str, workers: int) -> Contestant:
@@ -33,19 +38,29 @@ def bare(handler: str, workers: int) -> Contestant:
     return Contestant(f"bare {workers}", command, exit_status=0)
 
 
-def threading_tcp(handler: str) -> Contestant:
+def threading_tcp(handler: str, max_files: int = 0) -> Contestant:
     """The stdlib's thread for each connection: what users come from."""
     command = (sys.executable, "-m", "bench.contestants.threading_tcp", handler)
-    return Contestant("ThreadingTCPServer", command, exit_status=-15)
+    return Contestant("ThreadingTCPServer", command, exit_status=-15, max_files=max_files)
 
 
-def poolserver(handler: str, workers: int, lanes: int | None = None) -> Contestant:
-    """poolserver over its command line, all defaults on; `lanes=None` leaves their number to it too.
+def sixteen_threads(handler: str) -> Contestant:
+    """The recipe that bounds it: as many threads as connections are served at once."""
+    command = (sys.executable, "-m", "bench.contestants.sixteen_threads", handler)
+    return Contestant("16 threads", command, exit_status=-15)
+
+
+def poolserver(
+    handler: str, workers: int, lanes: int | None = None, *settings: str, label: str = "", load_kind: str = ""
+) -> Contestant:
+    """poolserver over its command line, all defaults on but for `settings`; `lanes=None` leaves their number to it too.
 
     A name of its own, because the control socket is called after it and several services run side by side.
     """
-    shape = f"{workers}x{lanes or 'default'}"
+    label = label or f"poolserver {workers}x{lanes or 'default'}"
     command = [str(POOLSERVER), "run", handler, "-b", "tcp://127.0.0.1:0", "-w", str(workers)]
     command += ["-t", str(lanes)] if lanes else []
-    command += ["--set", f"server.name=bench-{os.getpid()}-{shape}"]
-    return Contestant(f"poolserver {shape}", tuple(command), exit_status=0)
+    name = re.sub("[^0-9A-Za-z]+", "-", f"bench-{os.getpid()}-{label}")
+    for setting in (f"server.name={name}", *settings):
+        command += ["--set", setting]
+    return Contestant(label, tuple(command), exit_status=0, load_kind=load_kind)

@@ -47,6 +47,13 @@ class Target(Protocol):
     addresses: list[Address]
 
 
+class Served:
+    """A target by its URL, where nobody has read a ready line."""
+
+    def __init__(self, url: str) -> None:
+        self.addresses = [Address.parse(url)]
+
+
 def wait_for(predicate: Callable[[], Fact], timeout: float, what: str) -> Fact:
     """Wait until ``predicate`` gives something true, and return it; AssertionError after ``timeout`` seconds.
 

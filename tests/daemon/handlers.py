@@ -6,6 +6,7 @@ import signal
 import socketserver
 import sys
 import time
+from pathlib import Path
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_SECONDS = 60.0
@@ -27,6 +28,7 @@ class OrderHandler(socketserver.StreamRequestHandler):
     hold            "holding"; then the next line, whatever it is, is answered "released"
     sleep SECONDS   "slept", after that time, in which other lanes run
     freeze SECONDS  "thawed", after that time, in which the worker's GIL is held
+    extend SECONDS  "extended": its handler deadline is that much later
     raise           no answer: the handler raises
     exit            no answer: the handler calls sys.exit
     die             no answer: the worker kills itself with SIGKILL
@@ -57,6 +59,9 @@ class OrderHandler(socketserver.StreamRequestHandler):
                 # PyDLL calls keep the GIL, as a C extension gone wrong does.
                 ctypes.PyDLL(None).usleep(int(min(float(argument), MAX_SECONDS) * 1_000_000))
                 self.answer("thawed")
+            case "extend":
+                self.server.extend(float(argument))
+                self.answer("extended")
             case "raise":
                 raise RuntimeError("ordered to raise")
             case "exit":
@@ -71,3 +76,25 @@ class OrderHandler(socketserver.StreamRequestHandler):
 
     def answer(self, reply):
         self.wfile.write(f"{reply}\n".encode())
+
+
+def note_start():
+    """A ``server.worker_start``: leaves a line in the file that the environment names, or does what it says there."""
+    order = os.environ.get("WORKER_START", "")
+    if order == "raise":
+        raise RuntimeError("no database")
+    if order == "hang":
+        time.sleep(MAX_SECONDS)
+    note("start")
+
+
+def note_stop():
+    """A ``server.worker_stop``."""
+    note("stop")
+    if os.environ.get("WORKER_STOP") == "raise":
+        raise RuntimeError("cannot say goodbye")
+
+
+def note(word):
+    with Path(os.environ["WORKER_NOTES"]).open("a") as notes:
+        notes.write(f"{word} {os.getpid()}\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -12,9 +13,10 @@ from pathlib import Path
 from signal import SIGKILL, SIGSTOP
 
 import jsonschema
+import measures
 import proc
 import pytest
-from clients import ask, wait_for
+from clients import Storm, ask, connect, read_line, wait_for
 from test_lifecycle import hold, release
 
 NUMBER = {"type": "number", "minimum": 0}
@@ -209,6 +211,69 @@ class TestCommands:
         jsonschema.validate(tomllib.loads(sample.read_text()), schema)
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({"pool": {"wrokers": 1}}, schema)
+
+
+class TestStacks:
+    def test_every_lane_tells_where_it_is_and_whom_it_serves(self, daemon):
+        """The handler's line for one that is in it, the accept loop for the others."""
+        served = daemon("handlers:OrderHandler", workers=2, threads=2)
+        with hold(served) as client:
+            done = served.cli("stacks")
+            assert done.returncode == 0, done.stderr
+            peer = "{}:{}".format(*client.getsockname())
+            assert len(re.findall(r"^  lane-[01]: idle for ", done.stdout, re.MULTILINE)) == 3
+            _, found, rest = done.stdout.partition(f": busy with {peer} for ")
+            assert found
+            assert "in OrderHandler.obey\n          self.rfile.readline(MAX_LINE_BYTES)" in rest.partition("lane-")[0]
+            assert "did not answer" not in done.stdout
+
+    def test_worker_whose_lock_is_held_tells_all_the_same(self, daemon):
+        """A C call that does not give up the interpreter: the case that stacks are asked for."""
+        served = daemon("handlers:OrderHandler", workers=1, threads=2)
+        with connect(served) as client:
+            client.sendall(b"freeze 6\n")
+            wait_for(lambda: served.status()["pool"]["busy"] == 1, 10, "the freeze")
+            done = served.cli("stacks")
+            assert read_line(client) == b"thawed\n"
+        assert "did not answer by itself" in done.stdout
+        assert "ctypes.PyDLL(None).usleep" in done.stdout
+        assert "did not answer" not in served.cli("stacks").stdout
+
+    def test_stopped_worker_is_named_and_the_others_answer(self, daemon):
+        """Nobody waits for it for long."""
+        served = daemon("handlers:LineHandler", workers=2, threads=1)
+        pid = served.workers()[0]
+        os.kill(pid, SIGSTOP)
+        done = served.cli("stacks")
+        assert f"(pid {pid}) stopped\n  did not answer by itself" in done.stdout
+        assert done.stdout.count("lane-0: idle") == 2
+        assert done.stdout.count("MainThread") == 1
+
+    def test_without_workers_the_process_tells_of_itself(self, daemon):
+        """-w 0."""
+        served = daemon("handlers:LineHandler", workers=0, threads=2)
+        done = served.cli("stacks")
+        assert f"worker 0 (pid {served.pid}) ready\n  lane-0: idle" in done.stdout
+
+    def test_asking_again_and_again_loses_no_client(self, daemon):
+        """Handlers are interrupted by a signal, and go on."""
+        served = daemon("handlers:LineHandler", workers=2, threads=4)
+        with Storm(served, clients=16) as storm:
+            for _ in range(20):
+                served.ask("stacks")
+            storm.wait_for_more(200)
+        assert storm.counts.is_lossless, storm.counts
+
+    def test_pipes_of_dead_workers_are_closed(self, daemon):
+        """The master holds as much after ten deaths as before."""
+        served = daemon("handlers:LineHandler", workers=2)
+        served.ask("stacks")
+        before = measures.descriptors(served.pid)
+        for count in range(1, 6):
+            for pid in served.workers():
+                os.kill(pid, SIGKILL)
+            wait_for(lambda count=count: served.status()["totals"]["respawns"] == 2 * count, 20, "replacements")
+        wait_for(lambda: measures.descriptors(served.pid) <= before, 10, "as few descriptors as before")
 
 
 class TestWhere:

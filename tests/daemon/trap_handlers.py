@@ -3,6 +3,7 @@
 import builtins
 import gc
 import http.server
+import logging
 import os
 import resource
 import signal
@@ -253,3 +254,12 @@ class ReusableUnixEcho(socketserver.DatagramRequestHandler):
 
     def handle(self):
         self.wfile.write(self.packet)
+
+
+class TalkativeHandler(socketserver.StreamRequestHandler):
+    """Sends one line back, and logs it first."""
+
+    def handle(self):
+        line = self.rfile.readline(65536)
+        logging.getLogger("talkative").info("served %s", line.decode().strip())
+        self.wfile.write(line)

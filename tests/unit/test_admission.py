@@ -74,9 +74,9 @@ def test_burst_is_one_seconds_worth_unless_given() -> None:
 def test_limits_are_off_unless_somebody_can_be_refused() -> None:
     """Exempt networks and bans alone refuse nobody."""
     assert Limits().is_off
-    assert Door(exempt=["10.0.0.0/8"], ban_after=3).admission.is_off
+    assert Door(exempt=["10.0.0.0/8"], ban_after=3).limits.is_off
     for section in ({"per_source": 1}, {"rate_per_source": "1/s"}, {"allow": ["::1"]}, {"deny": ["::1"]}):
-        assert not Door(**section).admission.is_off
+        assert not Door(**section).limits.is_off
 
 
 def test_connections_at_once_are_counted_by_source() -> None:

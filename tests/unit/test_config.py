@@ -335,7 +335,7 @@ def test_log_words_are_listed_in_the_refusal() -> None:
     """A refused word comes with those that are accepted."""
     line = refusal(log__level="loud")
     assert line.startswith("--set: log.level: must be one of 'debug', 'info'")
-    assert refusal(log__format="xml").startswith("--set: log.format: must be one of 'text', not")
+    assert refusal(log__format="xml").startswith("--set: log.format: must be one of 'text' or 'json', not")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import select
 import socket
 import stat
@@ -250,6 +251,57 @@ def test_whatever_json_is_sent_is_a_request_or_refused(request: object) -> None:
     assert isinstance(number, int)
 
 
+REQUESTS = [b'{"command":"who"}\n', b'{"command":"scale","number":4}\n', b'{"command":"big"}\n', b"x" * 5000]
+
+
+def hurt(rng: random.Random, octets: bytes) -> bytes:
+    """A few bytes of it changed, left out or repeated."""
+    damaged = bytearray(octets)
+    for _ in range(rng.randrange(4)):
+        place = rng.randrange(len(damaged) + 1)
+        damaged[place : place + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+    return bytes(damaged)
+
+
+def fuzz(served: Served, count: int, seed: int) -> None:
+    """Clients that send damaged requests in damaged pieces, come and go, and mostly do not read."""
+    rng = random.Random(seed)
+    for number in range(count):
+        if len(served.clients) < 4 or rng.random() < 0.1:
+            served.client()
+        sock = rng.choice(served.clients)
+        try:
+            sock.send(hurt(rng, rng.choice(REQUESTS)))
+            if rng.random() < 0.3:
+                sock.recv(1 << 16)
+        except OSError:
+            pass  # it was hung up on
+        if rng.random() < 0.1:
+            served.clients.remove(sock)
+            sock.close()
+        if number % 3 == 0:
+            served.turn(after=rng.random() * PATIENCE / 50)
+        assert len(served.control.interests()) <= MAX_CLIENTS + 1
+    for sock in served.clients:
+        sock.close()
+    served.clients.clear()
+    served.turns(3)
+    served.turn(after=PATIENCE)
+    assert served.reply(served.client(b'{"command":"who"}\n'))["ok"]
+
+
+def test_damaged_requests_break_nothing(served: Served) -> None:
+    """Afterwards it answers as ever."""
+    fuzz(served, 3_000, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_million_damaged_requests_break_nothing(served: Served) -> None:
+    """R39."""
+    fuzz(served, 1_000_000, seed=2)
+
+
 class TestFile:
     def test_has_the_mode_whatever_the_umask(self, tmp_path: Path) -> None:
         """Neither wider nor narrower."""
@@ -269,7 +321,8 @@ class TestFile:
     def test_default_path_that_cannot_be_used_leaves_the_service_without(self, tmp_path: Path) -> None:
         """A service is worth more than its control socket."""
         with opened("", "s", 0o600, {"XDG_RUNTIME_DIR": f"{tmp_path}/no/such"}) as control:
-            assert control is None
+            assert control.listener is None
+            assert control.interests() == {}
 
     def test_stale_file_is_replaced(self, tmp_path: Path) -> None:
         """One that a killed master left."""

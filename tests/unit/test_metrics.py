@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolserver.binding import bind_all
 from poolserver.door import Register
 from poolserver.events import Start, WorkerExited, WorkerReady
-from poolserver.listener import Listener, Options, bind_all
+from poolserver.listener import Listener, Options
 from poolserver.metrics import Observer
 from poolserver.networks import source_of
 from poolserver.pool import Pool
 from poolserver.queues import Queue, queue_of
-from poolserver.scoreboard import Berth, Outcome, Row, Scoreboard
+from poolserver.rows import DURATION_BOUNDS, ROW_BYTES, Outcome, Row
+from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.snapshot import Snapshot
 from poolserver.states import Policy
 from poolserver.station import Terms
@@ -109,6 +111,21 @@ def test_totals_stay_when_a_worker_dies(listeners: list[Listener]) -> None:
     assert after == before | {"respawns": 1}
 
 
+def test_durations_are_counted_by_their_bounds_and_stay_when_a_worker_dies(listeners: list[Listener]) -> None:
+    """Of those that had a handler."""
+    scene = Scene(listeners).ready()
+    row = scene.rows(1)[0]
+    for end in (Outcome.SERVED, Outcome.ERRORS, Outcome.REFUSED_VERIFY):
+        row.begin("127.0.0.1:1")
+        row.end(end)
+    before = scene.look()["durations"]
+    scene.bury(1)
+    assert scene.look()["durations"] == before
+    assert before["bounds"] == list(DURATION_BOUNDS)
+    assert (len(before["counts"]), sum(before["counts"])) == (len(DURATION_BOUNDS) + 1, 2)
+    assert 0 <= before["sum"] < 60
+
+
 def test_worker_that_cannot_start_leaves_the_service_degraded(listeners: list[Listener]) -> None:
     """Its slot is listed while it waits for the next try."""
     scene = Scene(listeners).ready()
@@ -160,13 +177,13 @@ def test_unix_listener_tells_its_queue() -> None:
         assert queue_of(listener) == Queue(waiting=1, backlog=9)
 
 
-@given(octets=st.binary(min_size=256, max_size=256), number=st.integers(0, 3))
+@given(octets=st.binary(min_size=ROW_BYTES, max_size=ROW_BYTES), number=st.integers(0, 3))
 def test_whatever_a_worker_writes_the_snapshot_stands(octets: bytes, number: int) -> None:
     """Garbage in a row raises nothing, counts nothing absurd, and takes nothing back."""
     scene = Scene([]).ready()
     scene.rows(1)[0].refuse(Outcome.REFUSED_RATE)
     before = scene.look()["totals"]
-    scene.board.memory[number * 256 : (number + 1) * 256] = octets
+    scene.board.memory[number * ROW_BYTES : (number + 1) * ROW_BYTES] = octets
     found = scene.look()
     assert found["totals"]["accepted"] >= before["accepted"]
     assert found["totals"]["refused"]["rate"] >= 1

@@ -1,33 +1,42 @@
 """The pure pool: every decision of the supervisor, without a process and without a clock."""
 
-import math
+from dataclasses import replace
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from poolserver.commands import Command, Order
 from poolserver.events import (
+    Abandon,
     Action,
     Announce,
     Answer,
     Asked,
     CloseDoor,
+    Commit,
     Ending,
     Event,
+    Examine,
     Finish,
     ForkFailed,
     ListenerLost,
+    NotPrepared,
+    Prepare,
+    Prepared,
     ReopenLogs,
     Say,
     Send,
     Start,
+    Withdraw,
+    WorkerBooted,
     WorkerExited,
     WorkerReady,
+    WorkerRevived,
+    WorkerSick,
+    WorkerSpent,
 )
-from poolserver.pool import DRAIN_GRACE, STOP_GRACE, Pool
-from poolserver.roster import RESPAWNS_PER_SECOND
+from poolserver.pool import Pool
+from poolserver.reload import LONGEST_WAIT, QUIET_INTERVAL
+from poolserver.roster import DRAIN_GRACE, RESPAWNS_PER_SECOND, STOP_GRACE
 from poolserver.states import LONGEST_DELAY, Policy, PoolState, WorkerState
 
 KILLED = "was killed by SIGKILL"
@@ -54,6 +63,20 @@ class Driver:
     def serial_of(self, slot: int) -> int:
         serving = (WorkerState.STARTING, WorkerState.READY)
         return next(w.serial for w in self.pool.workers.values() if w.slot == slot and w.state in serving)
+
+    def serial_of_newcomer(self, slot: int) -> int:
+        starting = WorkerState.STARTING
+        return next(w.serial for w in self.pool.workers.values() if w.slot == slot and w.state is starting)
+
+    def until_newcomer(self, slot: int) -> list[Action]:
+        """Let time pass, from deadline to deadline, until the slot has a worker that starts; what was done."""
+        done: list[Action] = []
+        while not self.pool.in_slot(slot, WorkerState.STARTING):
+            deadline = self.pool.deadline()
+            assert deadline is not None
+            self.now = max(self.now, deadline)
+            done += self.step()
+        return done
 
     def until_started(self, slot: int) -> None:
         """Let time pass, from deadline to deadline, until the slot has a worker."""
@@ -383,7 +406,7 @@ class TestAnswers:
         driver = Driver(2).started()
         (told,) = answers(driver.step(Asked(Command.SCALE, ASKER, number)))
         assert not told.ok
-        assert "at least 1" in told.reason
+        assert "want 1 to 1024 workers" in told.reason
         assert len(driver.pool.slots) == 2
 
     def test_scale_that_does_not_come_true_is_answered_at_the_boot_timeout(self) -> None:
@@ -430,114 +453,432 @@ class TestAnswers:
             assert answers(driver.step(command)) == []
 
 
-class PoolMachine(RuleBasedStateMachine):
-    """Random events against the pool's invariants."""
+class TestRecycling:
+    def test_replacement_is_ready_before_the_spent_worker_leaves(self) -> None:
+        """As at a reload, but of the same generation."""
+        driver = Driver(1).started()
+        (old,) = driver.pool.workers
+        actions = driver.step(WorkerSpent(old, "has served 9 connections"))
+        (start,) = starts(actions)
+        assert (start.slot, start.generation) == (0, 1)
+        assert sent(actions) == []
+        assert sent(driver.step(WorkerReady(start.serial))) == [(old, Order.RETIRE)]
+        assert driver.pool.respawns == 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.jitter = 0.5
-        self.pool = Pool(Policy(3, boot_timeout=5.0, graceful_timeout=4.0), jitter=lambda: self.jitter)
-        self.alive: set[int] = set()
-        self.starts: list[float] = []
-        self.finished = False
-        self.askers: set[int] = set()
-        self.next_asker = 0
-        self.apply(None)
+    def test_one_goes_at_a_time(self) -> None:
+        """The next when the one before has drained."""
+        driver = Driver(3).started()
+        first, second, third = list(driver.pool.workers)
+        started = [starts(driver.step(WorkerSpent(serial, "is old"))) for serial in (first, second, third)]
+        assert [len(each) for each in started] == [1, 0, 0]
+        assert starts(driver.step(WorkerReady(started[0][0].serial))) == []
+        assert [start.slot for start in starts(driver.step(WorkerExited(first, "exited with code 0")))] == [1]
 
-    def apply(self, event: Event) -> None:
-        for action in self.pool.step(event, self.now):
-            assert not self.finished, "nothing is asked after the end"
-            if isinstance(action, Start):
-                assert action.serial not in self.alive
-                self.alive.add(action.serial)
-            elif isinstance(action, Send):
-                assert action.serial in self.alive, "only living workers are signalled"
-            elif isinstance(action, Answer):
-                self.askers.remove(action.asker)  # once each
-            elif isinstance(action, Finish):
-                assert not self.alive, "the pool ends when every worker is buried"
-                assert not self.askers, "everybody who asked was answered before the end"
-                self.finished = True
+    def test_a_tenth_of_a_large_pool_goes_at_a_time(self) -> None:
+        """Thirty workers: three."""
+        driver = Driver(30).started()
+        count = sum(len(starts(driver.step(WorkerSpent(serial, "is old")))) for serial in list(driver.pool.workers))
+        assert count == 3
 
-    @rule(seconds=st.floats(0.001, 10), jitter=st.floats(0, 1))
-    def time_passes(self, seconds: float, jitter: float) -> None:
-        self.now += seconds
-        self.jitter = jitter
-        self.apply(None)
+    def test_spent_worker_serves_on_while_its_replacement_cannot_start(self) -> None:
+        """A broken deployment does not empty the pool."""
+        driver = Driver(1).started()
+        (old,) = driver.pool.workers
+        driver.step(WorkerSpent(old, "is old"))
+        for _ in range(5):
+            driver.step(WorkerExited(driver.serial_of_newcomer(0), "exited with code 1"))
+            assert driver.pool.workers[old].state is WorkerState.READY
+            driver.until_newcomer(0)
+        assert driver.pool.state is PoolState.DEGRADED
 
-    @rule()
-    def wakes_at_the_deadline(self) -> None:
-        deadline = self.pool.deadline()
-        if deadline is not None:
-            self.now = max(self.now, deadline)
-            self.apply(None)
-
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def worker_is_ready(self, data: st.DataObject) -> None:
-        self.apply(WorkerReady(data.draw(st.sampled_from(sorted(self.alive)))))
-
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data(), lost=st.booleans())
-    def worker_dies(self, data: st.DataObject, lost: bool) -> None:
-        serial = data.draw(st.sampled_from(sorted(self.alive)))
-        self.alive.discard(serial)
-        was_ready = self.pool.workers[serial].was_ready
-        self.apply(ListenerLost(serial, "lost") if lost and was_ready else WorkerExited(serial, KILLED))
-
-    @rule(command=st.sampled_from([c for c in Command if c not in (Command.STOP, Command.STOP_NOW, Command.REAP)]))
-    def operator_signals(self, command: Command) -> None:
-        if command is not Command.SCALE:
-            self.apply(command)
-
-    @rule(command=st.sampled_from([c for c in Command if c is not Command.REAP]), number=st.integers(0, 5))
-    def operator_asks(self, command: Command, number: int) -> None:
-        if command not in (Command.STOP, Command.STOP_NOW) or number == 0:
-            self.askers.add(self.next_asker)
-            self.next_asker += 1
-            self.apply(Asked(command, self.next_asker - 1, number))
-
-    @rule(command=st.sampled_from([Command.STOP, Command.STOP_NOW]), seldom=st.integers(0, 9))
-    def operator_stops(self, command: Command, seldom: int) -> None:
-        if seldom == 0:
-            self.apply(command)
-
-    @invariant()
-    def every_living_worker_is_known(self) -> None:
-        assert set(self.pool.workers) == self.alive
-
-    @invariant()
-    def no_two_workers_accept_in_a_slot(self) -> None:
-        serving = [w.slot for w in self.pool.workers.values() if w.state in (WorkerState.STARTING, WorkerState.READY)]
-        assert len(serving) == len(set(serving))
-
-    @invariant()
-    def a_deadline_exists_while_something_is_pending(self) -> None:
-        waiting = [w for w in self.pool.workers.values() if w.state not in (WorkerState.READY, WorkerState.KILLED)]
-        empty = [slot for slot in self.pool.slots if slot.due is not None]
-        if waiting or (empty and not self.pool.is_leaving and any(w.was_ready for w in self.pool.workers.values())):
-            assert self.pool.deadline() is not None
-
-    @invariant()
-    def every_slot_has_a_worker_or_is_due(self) -> None:
-        if self.pool.is_leaving:
-            return
-        held = (WorkerState.STARTING, WorkerState.READY, WorkerState.KILLED)
-        taken = {w.slot for w in self.pool.workers.values() if w.state in held}
-        for slot in self.pool.slots:
-            assert slot.number in taken or slot.due is not None
-
-    @invariant()
-    def a_draining_pool_is_over_when_nobody_is_left(self) -> None:
-        if self.pool.is_leaving and not self.alive:
-            assert self.finished
-
-    @invariant()
-    def deadlines_are_not_missed(self) -> None:
-        overdue = [w for w in self.pool.workers.values() if w.deadline <= self.now and w.deadline != math.inf]
-        assert not overdue
+    def test_waits_for_the_end_of_a_reload(self) -> None:
+        """Which replaces everybody anyway."""
+        driver = Driver(2).started()
+        driver.step(Command.RELOAD)
+        driver.step(Prepared(driver.pool.policy))
+        assert starts(driver.step(WorkerSpent(next(iter(driver.pool.workers)), "is old"))) == []
 
 
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestPoolMachine = PoolMachine.TestCase
+SILENT = {"why": "gives no signs of life", "is_silent": True}
+HANGING = {"why": "has a lane that hangs", "is_silent": False}
+
+
+class TestSickWorker:
+    def test_silent_one_is_killed_when_its_replacement_is_ready(self) -> None:
+        """It has nothing to finish; where its threads are is asked before."""
+        driver = Driver(2).started()
+        serial = driver.serial_of(0)
+        actions = driver.step(WorkerSick(serial, **SILENT))
+        assert Examine(serial) in actions
+        (start,) = starts(actions)
+        assert (start.slot, sent(actions)) == (0, [])
+        assert driver.pool.workers[serial].state is WorkerState.HUNG
+        assert sent(driver.step(WorkerReady(start.serial))) == [(serial, Order.KILL)]
+        driver.step(WorkerExited(serial, KILLED))
+        assert driver.pool.respawns == 1
+        assert starts(driver.step(after=60)) == []
+
+    def test_one_with_a_hung_lane_may_finish_the_others(self) -> None:
+        """It has graceful, like any that leaves."""
+        driver = Driver(2).started()
+        serial = driver.serial_of(0)
+        (start,) = starts(driver.step(WorkerSick(serial, **HANGING)))
+        assert sent(driver.step(WorkerReady(start.serial))) == [(serial, Order.RETIRE)]
+        assert driver.pool.workers[serial].state is WorkerState.RETIRING
+
+    def test_one_that_comes_back_may_finish(self) -> None:
+        """Its replacement is on the way all the same."""
+        driver = Driver(2).started()
+        serial = driver.serial_of(0)
+        (start,) = starts(driver.step(WorkerSick(serial, **SILENT)))
+        driver.step(WorkerRevived(serial))
+        assert sent(driver.step(WorkerReady(start.serial))) == [(serial, Order.RETIRE)]
+
+    def test_silent_one_is_killed_at_a_stop(self) -> None:
+        """Nobody waits for it."""
+        driver = Driver(1).started()
+        (serial,) = driver.pool.workers
+        driver.step(WorkerSick(serial, **SILENT))
+        assert (serial, Order.KILL) in sent(driver.step(Command.STOP))
+
+    def test_one_that_leaves_already_is_left_alone(self) -> None:
+        """Its time is bounded."""
+        driver = Driver(1).started()
+        (serial,) = driver.pool.workers
+        driver.step(Command.STOP)
+        assert driver.step(WorkerSick(serial, **SILENT)) == []
+
+    def test_dead_before_its_replacement_is_no_loss(self) -> None:
+        """One newcomer is enough."""
+        driver = Driver(1).started()
+        (serial,) = driver.pool.workers
+        driver.step(WorkerSick(serial, **SILENT))
+        assert starts(driver.step(WorkerExited(serial, KILLED))) == []
+
+
+class TestLameDuck:
+    def test_door_closes_after_it(self) -> None:
+        """Until then everybody accepts."""
+        driver = Driver(2, lame_duck_timeout=5.0).started()
+        actions = driver.step(Command.STOP)
+        assert CloseDoor() not in actions
+        assert sent(actions) == []
+        assert driver.pool.state is PoolState.DRAINING
+        actions = driver.step(after=5.0)
+        assert CloseDoor() in actions
+        assert [order for _, order in sent(actions)] == [Order.DRAIN, Order.DRAIN]
+
+    def test_worker_that_dies_in_it_is_replaced(self) -> None:
+        """There is somebody to serve."""
+        driver = Driver(1, lame_duck_timeout=5.0).started()
+        driver.step(Command.STOP)
+        actions = driver.step(WorkerExited(next(iter(driver.pool.workers)), KILLED))
+        assert len(starts(actions)) == 1
+        assert finish(actions) is None
+
+    def test_stop_now_ends_it(self) -> None:
+        """And nothing comes of it later."""
+        driver = Driver(1, lame_duck_timeout=5.0).started()
+        driver.step(Command.STOP)
+        (serial,) = driver.pool.workers
+        assert sent(driver.step(Command.STOP_NOW)) == [(serial, Order.STOP_NOW)]
+        assert CloseDoor() not in driver.step(WorkerExited(serial, "exited with code 0"), after=1.0)
+        assert driver.pool.state is PoolState.STOPPED
+
+
+def said(actions: list[Action]) -> str:
+    return "\n".join(f"{action.text}\n{action.details}" for action in actions if isinstance(action, Say))
+
+
+class Reloader(Driver):
+    """A pool that has just been asked to reload, by ASKER."""
+
+    def __init__(self, workers: int = 4, **policy: float) -> None:
+        super().__init__(workers, **policy)
+        self.started()
+        self.old = sorted(self.pool.workers)
+        assert Prepare() in self.step(Asked(Command.RELOAD, ASKER))
+
+    def prepared(self, workers: int = 0, *, closes: bool = False, **policy: float) -> Start:
+        """The configuration is valid: the canary."""
+        fresh = replace(self.pool.policy, workers=workers or self.pool.policy.workers, **policy)
+        (start,) = starts(self.step(Prepared(fresh, closes)))
+        return start
+
+    def committed(self, workers: int = 0, **options: bool) -> "Reloader":
+        canary = self.prepared(workers, **options)
+        self.actions = self.step(WorkerBooted(canary.serial))
+        self.actions += self.step(WorkerReady(canary.serial))
+        return self
+
+    def roll(self) -> list[Action]:
+        """Whoever starts becomes ready, whoever is to leave leaves, until nothing is left to do."""
+        done: list[Action] = []
+        while moving := [
+            w for w in self.pool.workers.values() if w.state in (WorkerState.STARTING, WorkerState.RETIRING)
+        ]:
+            for worker in moving:
+                is_starting = worker.state is WorkerState.STARTING
+                event = WorkerReady(worker.serial) if is_starting else WorkerExited(worker.serial, "exited with code 0")
+                done += self.step(event)
+        return done
+
+
+class TestReload:
+    def test_canary_boots_beside_the_old_workers(self) -> None:
+        """Nobody is told to leave before it has shown that the new generation can be."""
+        driver = Reloader(2)
+        actions = driver.step(Prepared(driver.pool.policy))
+        (canary,) = starts(actions)
+        assert (canary.slot, canary.generation, canary.is_canary) == (0, 2, True)
+        assert sent(actions) == []
+        assert driver.pool.state is PoolState.RELOADING
+        assert driver.pool.generation == 1
+
+    def test_booted_canary_commits_and_goes(self) -> None:
+        """From here on it goes forward."""
+        driver = Reloader(2)
+        canary = driver.prepared()
+        actions = driver.step(WorkerBooted(canary.serial))
+        assert actions.index(Commit()) < actions.index(Send(canary.serial, Order.GO))
+        assert driver.pool.generation == 2
+        assert [order for _, order in sent(actions)] == [Order.GO]
+
+    def test_old_worker_leaves_when_its_replacement_is_ready(self) -> None:
+        """And leaves the queue to others."""
+        driver = Reloader(2)
+        canary = driver.prepared()
+        driver.step(WorkerBooted(canary.serial))
+        assert sent(driver.step(WorkerReady(canary.serial))) == [(driver.old[0], Order.RETIRE)]
+
+    def test_a_part_of_the_pool_is_replaced_at_a_time(self) -> None:
+        """Eight workers: two boot at once."""
+        driver = Reloader(8)
+        canary = driver.prepared()
+        assert [start.slot for start in starts(driver.step(WorkerBooted(canary.serial)))] == [1]
+        assert [start.slot for start in starts(driver.step(WorkerReady(canary.serial)))] == [2]
+
+    def test_done_when_the_old_generation_has_left(self) -> None:
+        """The asker is answered then, and not when the last newcomer accepts."""
+        driver = Reloader(3).committed()
+        actions = driver.roll()
+        assert answers(actions) == [Answer(ASKER, ok=True)]
+        assert driver.pool.outdated() == []
+        assert driver.pool.state is PoolState.SERVING
+        assert driver.pool.respawns == 0
+        assert (driver.pool.reload.reloads, driver.pool.reload.reloads_failed) == (1, 0)
+        assert driver.pool.reload.last is not None
+        assert (driver.pool.reload.last.ok, driver.pool.reload.last.at) == (True, driver.now)
+
+    def test_long_conversation_does_not_hold_the_answer_longer_than_graceful(self) -> None:
+        """Who has not left by then is killed, as at a stop."""
+        driver = Reloader(1, graceful_timeout=3.0).committed()
+        assert sent(driver.step(after=3.0 + DRAIN_GRACE)) == [(driver.old[0], Order.KILL)]
+        assert answers(driver.step(WorkerExited(driver.old[0], KILLED))) == [Answer(ASKER, ok=True)]
+
+    def test_invalid_configuration_changes_nothing(self) -> None:
+        """The reason goes to the asker, and to the log."""
+        driver = Reloader(2)
+        actions = driver.step(NotPrepared("x.toml:3: pool.wrokers: unknown key"))
+        (told,) = answers(actions)
+        assert told == Answer(
+            ASKER, ok=False, reason="reload failed, nothing is changed: x.toml:3: pool.wrokers: unknown key"
+        )
+        assert told.reason in said(actions)
+        assert sorted(driver.pool.workers) == driver.old
+        assert (driver.pool.reload.reloads, driver.pool.reload.reloads_failed) == (0, 1)
+        assert driver.pool.state is PoolState.SERVING
+
+    @pytest.mark.parametrize("reason", ["server.handler: cannot import x: SyntaxError\nTraceback", ""])
+    def test_canary_that_dies_changes_nothing(self, reason: str) -> None:
+        """What it reported, or else how it died."""
+        driver = Reloader(2)
+        canary = driver.prepared()
+        actions = driver.step(WorkerExited(canary.serial, "(pid 9) was killed by SIGKILL", reason))
+        (told,) = answers(actions)
+        assert not told.ok
+        assert (reason or "the first new worker (pid 9) was killed by SIGKILL") in told.reason
+        assert Abandon() in actions
+        assert sorted(driver.pool.workers) == driver.old
+        assert driver.pool.generation == 1
+        assert starts(actions) == sent(actions) == []
+        assert driver.pool.state is PoolState.SERVING
+
+    def test_canary_that_hangs_is_killed_and_changes_nothing(self) -> None:
+        """timeouts.boot of the new configuration."""
+        driver = Reloader(2)
+        canary = driver.prepared(boot_timeout=5.0)
+        assert sent(driver.step(after=5.0)) == [(canary.serial, Order.KILL)]
+        (told,) = answers(driver.step(WorkerExited(canary.serial, KILLED)))
+        assert "was not accepting within timeouts.boot = 5 s" in told.reason
+        assert sorted(driver.pool.workers) == driver.old
+
+    def test_canary_that_cannot_be_forked_changes_nothing(self) -> None:
+        """EAGAIN."""
+        driver = Reloader(2)
+        canary = driver.prepared()
+        (told,) = answers(driver.step(ForkFailed(canary.serial, "no more processes")))
+        assert "could not be forked: no more processes" in told.reason
+        assert driver.pool.state is PoolState.SERVING
+
+    def test_good_reload_succeeds_after_a_failed_one(self) -> None:
+        """A failure leaves nothing behind."""
+        driver = Reloader(2)
+        driver.step(NotPrepared("bad"))
+        assert Prepare() in driver.step(Asked(Command.RELOAD, 8), after=1.0)
+        driver.committed()
+        assert answers(driver.roll()) == [Answer(8, ok=True)]
+
+    def test_old_worker_that_dies_while_the_canary_boots_is_replaced_by_an_old_one(self) -> None:
+        """The service is what it was until the commit."""
+        driver = Reloader(2)
+        canary = driver.prepared()
+        (start,) = starts(driver.step(WorkerExited(driver.old[0], KILLED)))
+        assert (start.slot, start.generation) == (0, 1)
+        driver.step(WorkerBooted(canary.serial))
+        driver.step(WorkerReady(canary.serial))
+        assert sent(driver.step(WorkerReady(start.serial))) == [(start.serial, Order.RETIRE)]  # overtaken
+        assert answers(driver.roll()) == [Answer(ASKER, ok=True)]
+
+    def test_newcomer_that_fails_is_retried_while_its_predecessor_serves(self) -> None:
+        """After the commit it goes forward only."""
+        driver = Reloader(2).committed()
+        newcomer = driver.serial_of_newcomer(1)
+        driver.step(WorkerExited(newcomer, "exited with code 1", "no database"))
+        assert driver.pool.workers[driver.old[1]].state is WorkerState.READY
+        assert driver.pool.state is PoolState.RELOADING
+        driver.until_newcomer(1)
+        assert answers(driver.roll()) == [Answer(ASKER, ok=True)]
+
+    def test_incomplete_reload_is_told_and_goes_on(self) -> None:
+        """After timeouts.boot for each worker: n of m, degraded; the predecessors serve."""
+        driver = Reloader(2, boot_timeout=5.0).committed()
+        driver.step(WorkerExited(driver.old[0], "exited with code 0"))
+        told: list[Answer] = []
+        while not told:
+            newcomer = driver.serial_of_newcomer(1)
+            actions = driver.step(WorkerExited(newcomer, "exited with code 1", "no database"))
+            told = answers(actions) + answers(driver.until_newcomer(1))
+        assert not told[0].ok
+        assert "1 of 2 workers replaced" in told[0].reason
+        assert driver.pool.state is PoolState.DEGRADED
+        assert driver.pool.workers[driver.old[1]].state is WorkerState.READY
+        assert driver.pool.generation == 2
+        driver.roll()
+        assert driver.pool.outdated() == []
+        assert driver.pool.state is PoolState.SERVING
+
+    def test_more_and_fewer_workers(self) -> None:
+        """A reload sets their number, whatever scale and TTIN made of it."""
+        driver = Reloader(2)
+        driver.committed(workers=4)
+        driver.roll()
+        assert sorted(w.slot for w in driver.pool.workers.values()) == [0, 1, 2, 3]
+        driver.step(Asked(Command.RELOAD, ASKER), after=1.0)
+        driver.committed(workers=1)
+        driver.roll()
+        assert [w.slot for w in driver.pool.workers.values()] == [0]
+
+    def test_requests_during_a_reload_are_one_more_reload(self) -> None:
+        """Everybody is answered by one that began after the request."""
+        driver = Reloader(1)
+        for asker in range(20, 40):
+            driver.step(Asked(Command.RELOAD, asker))
+        driver.committed()
+        actions = driver.roll()
+        assert [told.asker for told in answers(actions)] == [ASKER]
+        assert Prepare() not in actions
+        assert Prepare() in driver.step(after=QUIET_INTERVAL)
+        driver.committed()
+        assert [told.asker for told in answers(driver.roll())] == list(range(20, 40))
+
+    def test_storm_of_requests_is_three_generations(self) -> None:
+        """A thousand HUPs within a second, however quick a reload is."""
+        driver = Reloader(1)
+        count = 0
+        for _ in range(1000):
+            driver.roll()
+            if Prepare() in driver.step(Command.RELOAD, after=0.001) or count == 0:
+                driver.committed()
+                count += 1
+        driver.roll()
+        if Prepare() in driver.step(after=LONGEST_WAIT):
+            driver.committed()
+        driver.roll()
+        assert driver.pool.generation == 3
+
+    def test_storm_without_end_does_not_put_a_reload_off_for_ever(self) -> None:
+        """At most LONGEST_WAIT."""
+        driver = Reloader(1)
+        driver.step(Command.RELOAD)
+        driver.committed()
+        driver.roll()
+        waited = 0.0
+        while Prepare() not in driver.step(Command.RELOAD, after=0.1):
+            waited += 0.1
+            assert waited < LONGEST_WAIT + 0.2
+
+    @pytest.mark.parametrize("command", [Command.SCALE, Command.MORE, Command.FEWER])
+    def test_scaling_is_refused_meanwhile(self, command: Command) -> None:
+        """The reload sets the number of workers itself."""
+        driver = Reloader(2)
+        driver.prepared()
+        (told,) = answers(driver.step(Asked(command, 8, 3)))
+        assert "a reload is under way" in told.reason
+        assert len(driver.pool.slots) == 2
+
+    @pytest.mark.parametrize("stage", ["asked", "prepared", "committed"])
+    def test_stop_ends_it(self, stage: str) -> None:
+        """At each of its stages: the asker is told, and everybody leaves."""
+        driver = Reloader(2)
+        if stage == "prepared":
+            driver.prepared()
+        elif stage == "committed":
+            driver.committed()
+        (told,) = answers(driver.step(Command.STOP))
+        assert told == Answer(ASKER, ok=False, reason="reload given up: the service is stopping")
+        end = None
+        for serial in list(driver.pool.workers):
+            end = finish(driver.step(WorkerExited(serial, "exited with code 0")))
+        assert end == Finish(Ending.ASKED)
+
+    def test_is_refused_while_leaving(self) -> None:
+        """With the reason."""
+        driver = Driver(1).started()
+        driver.step(Command.STOP)
+        (told,) = answers(driver.step(Asked(Command.RELOAD, ASKER)))
+        assert told == Answer(ASKER, ok=False, reason="cannot reload: the service is stopping")
+
+    def test_waits_for_the_first_worker(self) -> None:
+        """HUP while nothing is known to work."""
+        driver = Driver(2)
+        first, _second = starts(driver.step())
+        assert Prepare() not in driver.step(Asked(Command.RELOAD, ASKER))
+        assert Prepare() in driver.step(WorkerReady(first.serial))
+
+    def test_listeners_that_went_are_closed_by_the_last_old_worker(self) -> None:
+        """Until then somebody accepts there; what is queued then is its affair."""
+        driver = Reloader(2)
+        driver.committed(closes=True)
+        assert sent(driver.actions)[-1] == (driver.old[0], Order.RETIRE)
+        assert Withdraw() not in driver.actions
+        actions = driver.step(WorkerReady(driver.serial_of_newcomer(1)))
+        assert actions.index(Withdraw()) < actions.index(Send(driver.old[1], Order.DRAIN))
+        assert Withdraw() not in driver.roll()
+
+    def test_listeners_that_went_are_closed_though_the_last_old_worker_died(self) -> None:
+        """Nobody serves them any more."""
+        driver = Reloader(2).committed(closes=True)
+        assert Withdraw() in driver.step(WorkerExited(driver.old[1], KILLED))
+
+    def test_resident_goes_on_under_the_new_terms(self) -> None:
+        """-w 0: no canary, nobody leaves."""
+        pool = Pool(Policy(1, resident=True))
+        (start,) = starts(pool.step(None, 0.0))
+        pool.step(WorkerReady(start.serial), 0.0)
+        assert Prepare() in pool.step(Asked(Command.RELOAD, ASKER), 1.0)
+        actions = pool.step(Prepared(pool.policy), 1.0)
+        assert Commit() in actions
+        assert answers(actions) == [Answer(ASKER, ok=True)]
+        assert starts(actions) == sent(actions) == []
+        assert pool.generation == 2

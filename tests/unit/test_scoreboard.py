@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolserver.errors import SystemRefusedError
-from poolserver.scoreboard import MAX_LANES, MAX_WORKERS, Berth, LaneState, Outcome, Scoreboard
+from poolserver.rows import LaneState, Outcome
+from poolserver.scoreboard import MAX_BERTHS, MAX_ROWS, Berth, Scoreboard
 
 
 def test_new_row_is_absent() -> None:
@@ -84,13 +85,13 @@ def test_dead_worker_leaves_its_counts_and_zeroed_rows() -> None:
 def test_room_is_bounded_and_the_refusal_names_the_bounds() -> None:
     """More than there is room for is refused by name."""
     board = Scoreboard.create()
-    board.allot(MAX_LANES)
-    with pytest.raises(SystemRefusedError, match=str(MAX_LANES)):
+    board.allot(MAX_ROWS)
+    with pytest.raises(SystemRefusedError, match=str(MAX_ROWS)):
         board.allot(1)
     crowded = Scoreboard.create()
-    for _ in range(MAX_WORKERS):
+    for _ in range(MAX_BERTHS):
         crowded.allot(1)
-    with pytest.raises(SystemRefusedError, match=str(MAX_WORKERS)):
+    with pytest.raises(SystemRefusedError, match=str(MAX_BERTHS)):
         crowded.allot(1)
 
 
@@ -109,4 +110,4 @@ def test_berths_never_overlap(steps: list[tuple[bool, int, int]]) -> None:
             continue
         ends = sorted((berth.first, berth.first + berth.lanes) for berth in held)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
-        assert ends[-1][1] <= MAX_LANES
+        assert ends[-1][1] <= MAX_ROWS

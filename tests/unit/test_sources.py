@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from poolserver import sources
 from poolserver.claims import Claims
 from poolserver.networks import Source, source_of
-from poolserver.scoreboard import MAX_LANES
+from poolserver.scoreboard import MAX_ROWS
 from poolserver.sources import ENTRIES, FARTHEST_NS, WAYS, SourceTable
 
 SECOND = 10**9
@@ -50,10 +50,10 @@ def test_claims_count_by_source() -> None:
 def test_rows_in_use_bound_what_is_counted() -> None:
     """The master's word, the last lane of all included."""
     claims = Claims.create()
-    claims.claim(MAX_LANES - 1, source(1))
+    claims.claim(MAX_ROWS - 1, source(1))
     assert claims.active(source(1)) == 0
-    claims.use(MAX_LANES, 4)
-    assert (claims.active(source(1)), claims.rows) == (1, MAX_LANES)
+    claims.use(MAX_ROWS, 4)
+    assert (claims.active(source(1)), claims.rows) == (1, MAX_ROWS)
 
 
 def test_clearing_gives_back_what_a_dead_worker_held() -> None:
@@ -298,7 +298,7 @@ def test_a_million_sources_never_break_the_table() -> None:
         table.arrive(random_source(rng), now, SECOND // 20, 20)
         if number % 100 == 0:  # 500 a second
             passed += table.arrive(flooder, now, SECOND // 20, 20)
-    assert len(table._memory) == sources._FIELDS * ENTRIES * 8 <= 16 * 2**20
+    assert len(table._memory) == (sources._FIELDS * ENTRIES + 1) * 8 <= 16 * 2**20
     assert passed <= 421
     assert sum(digest != 0 for digest in table._digests.tolist()) <= ENTRIES
     assert table.bans(NOW) == []

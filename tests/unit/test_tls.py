@@ -9,7 +9,7 @@ from pki import Pki
 
 from poolserver.config import from_sections
 from poolserver.errors import ConfigError
-from poolserver.service import terms_of
+from poolserver.portions import terms_of
 from poolserver.tls import Handshake, SecureSocket, context_for, secured, shake_hands
 
 NOTHING = {"certificate": "", "key": "", "client_ca": "", "client_auth": "none", "min_version": "1.2"}

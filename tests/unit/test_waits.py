@@ -70,7 +70,7 @@ VERSIONS = st.sampled_from(
         b"HTTP/",
         b"HTTP/-1.1",
         b"http/1.1",
-        b"FTP/1.1",
+        b"FTP/1",
         b"",
     ]
 )

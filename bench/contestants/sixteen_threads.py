@@ -1,0 +1,30 @@
+"""The well-known recipe for a bounded server: sixteen threads on one `serve_forever`: `python -m … MODULE:HANDLER`."""
+
+import os
+import pkgutil
+import socketserver
+import sys
+import threading
+
+THREADS = 16
+
+
+class Server(socketserver.TCPServer):
+    """Stock but for the backlog: five is too few for any load, and a dropped SYN waits a second."""
+
+    request_queue_size = 1024
+
+
+def main() -> None:
+    """Serve until killed: `shutdown` ends one of the threads only."""
+    handler = pkgutil.resolve_name(sys.argv[1])
+    with Server(("127.0.0.1", 0), handler) as server:
+        for _ in range(THREADS - 1):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"tcp://127.0.0.1:{server.server_address[1]}"
+        print(f"threads: ready on {url} (pid {os.getpid()}, {THREADS} threads)", file=sys.stderr, flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The operator's console: what can be asked of a running service, and who answers. Looked after by the master's loop.
+
+Puts the control socket together with the observer, which knows how the service is, the inquiry, which asks workers for
+their stacks, and the exporter, a process that serves metrics. Commands it passes on to the pool.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import socket
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from poolserver import control, log, process, stacks
+from poolserver.address import parse
+from poolserver.binding import bind_all
+from poolserver.companion import Companion
+from poolserver.control import ControlSocket
+from poolserver.errors import ConfigError
+from poolserver.events import Event
+from poolserver.inquiry import Inquiry
+from poolserver.listener import Listener, Options
+from poolserver.metrics import Observer
+from poolserver.pool import Pool
+from poolserver.privileges import Account
+from poolserver.process import Process
+from poolserver.scoreboard import Berth
+from poolserver.sections import Config
+from poolserver.snapshot import Snapshot
+
+_log = logging.getLogger("poolserver")
+
+METRICS_BACKLOG = 128
+"""Scrapes and probes that wait, while the exporter is being started again, for one."""
+
+
+class Supervisor(Protocol):
+    """What it asks of the master."""
+
+    def roster(self) -> Mapping[int, tuple[int, Berth]]: ...
+    def signal(self, serial: int, signum: int) -> None: ...
+
+
+class Console:
+    """Runs in the master, from before its first fork. ``listeners`` are its own, not the service's."""
+
+    def __init__(self, name: str, asked: ControlSocket, metrics: Listener | None) -> None:
+        self.listeners: Sequence[Listener] = [each for each in (asked.listener, metrics) if each is not None]
+        self._name = name
+        self._socket = asked
+        self._metrics = metrics
+        self._inquiry = Inquiry()
+        self._examined_slots: dict[int, int] = {}
+        self._exporter: Companion | None = None
+
+    def connect(self, pool: Pool, master: Supervisor, observer: Observer) -> None:
+        """From here on questions are answered, and the exporter runs; the loop that takes them is about to begin.
+
+        Raises:
+            SystemRefusedError: the exporter cannot be forked.
+        """
+        self._pool = pool
+        self._master = master
+        self._observer = observer
+        self._inquiry.send = master.signal
+        self._inquiry.on_done = self._told_stacks
+        self._inquiry.on_examined = self._examined
+        self._socket.serve({"status": lambda _asker: {"status": self._snapshot()}, "stacks": self._ask_stacks})
+        if self._metrics is not None:
+            self._exporter = Companion("metrics", self._fork_exporter, may_restart=not pool.policy.resident)
+            self._exporter.start()
+
+    def worker_pipe(self, serial: int) -> contextlib.AbstractContextManager[int]:
+        """The descriptor on which a worker that is about to be forked tells its stacks."""
+        return self._inquiry.pipe(serial)
+
+    def answer(self, asker: int, ok: bool, reason: str) -> None:
+        """Tell an asker whether what it asked for has happened, and if not, why."""
+        self._socket.answer(asker, ok, reason)
+
+    def examine(self, serial: int) -> None:
+        """Have the threads of a worker that does not answer by itself written to the log."""
+        self._examined_slots[serial] = self._pool.workers[serial].slot  # it may be buried when its answer comes
+        self._inquiry.examine(serial, time.monotonic())
+
+    def last_words(self, serial: int) -> str:
+        """The stack that a worker left which has crashed, or nothing."""
+        return self._inquiry.last_words(serial)
+
+    def interests(self) -> dict[int, int]:
+        return {fd: events for part in self._parts() for fd, events in part.interests().items()}
+
+    def deadline(self) -> float:
+        return min(part.deadline() for part in self._parts())
+
+    def attend(self, ready: Collection[int], now: float) -> list[Event]:
+        return [event for part in self._parts() for event in part.attend(ready, now)]
+
+    def close_in_child(self) -> None:
+        """In a forked worker: its copies of what is the master's."""
+        for part in self._parts():
+            part.close_in_child()
+        if self._metrics is not None:
+            self._metrics.socket.close()
+
+    def close(self) -> None:
+        """The end of the service; the control socket is closed by whoever opened it."""
+        self._inquiry.close()
+        if self._exporter is not None:
+            self._exporter.close()
+
+    def _parts(self) -> Iterator[ControlSocket | Inquiry | Companion]:
+        yield self._inquiry
+        yield self._socket
+        if self._exporter is not None:
+            yield self._exporter
+
+    def _snapshot(self) -> Snapshot:
+        return self._observer.snapshot(self._pool, self._master.roster(), time.monotonic())
+
+    def _ask_stacks(self, asker: int) -> Mapping[str, object] | None:
+        if not self._pool.policy.resident:
+            self._inquiry.begin(asker, time.monotonic())
+            return None
+        return self._stacks(dict.fromkeys(self._master.roster(), stacks.text(None) + stacks.END.decode()))
+
+    def _examined(self, serial: int, text: str) -> None:
+        what = "where its threads are" if text else "it is stopped, and cannot tell where its threads are"
+        _log.error("worker %d: %s", self._examined_slots.pop(serial), what, extra={"details": text})
+
+    def _told_stacks(self, asker: int, texts: Mapping[int, str]) -> None:
+        self._socket.answer(asker, True, "", **self._stacks(texts))
+
+    def _stacks(self, texts: Mapping[int, str]) -> dict[str, object]:
+        roster = self._master.roster()
+        told = [
+            {"slot": worker.slot, "pid": roster[serial][0], "text": texts[serial]}
+            for serial, worker in self._pool.workers.items()
+            if serial in texts and serial in roster
+        ]
+        return {"stacks": told, "status": self._snapshot()}
+
+    def _fork_exporter(self) -> Process:
+        """It asks for snapshots on a connection of its own, as any client does."""
+        assert self._metrics is not None
+        master_pid, listener = os.getpid(), self._metrics.socket
+        ours, theirs = socket.socketpair()
+
+        def body(report_fd: int) -> int:
+            log.introduce("metrics", self._name)
+            process.keep_only([report_fd, listener.fileno(), theirs.fileno(), log.present().fileno()])
+            exporter = importlib.import_module("poolserver.exporter")
+            return int(exporter.run(master_pid, listener, theirs))
+
+        with theirs:
+            try:
+                forked = process.fork(body)
+            except BaseException:
+                ours.close()
+                raise
+        self._socket.adopt(ours)
+        return forked
+
+
+@contextlib.contextmanager
+def opened(settings: Config, environ: Mapping[str, str]) -> Iterator[Console]:
+    """The console of a service, for the block.
+
+    Raises:
+        ConfigError: the metrics' address is none, or the extra is missing.
+        SystemRefusedError: it cannot be bound; or as ``control.opened``.
+    """
+    name, section = settings.server.service_name, settings.control
+    owner = Account.named(settings.server.user, settings.server.group)
+    with control.opened(section.socket, name, section.mode, environ, owner) as asked, _metrics(settings) as metrics:
+        console = Console(name, asked, metrics)
+        try:
+            yield console
+        finally:
+            console.close()
+
+
+@contextlib.contextmanager
+def _metrics(settings: Config) -> Iterator[Listener | None]:
+    if not settings.metrics.bind:
+        yield None
+        return
+    check_metrics(settings)
+    (bound,) = bind_all([settings.metrics.bind], Options(backlog=METRICS_BACKLOG))
+    _log.info("metrics on %s", bound.url)
+    try:
+        yield bound
+    finally:
+        bound.close()
+
+
+def check_metrics(settings: Config) -> None:
+    """Raises ConfigError where metrics are asked for and cannot be served."""
+    url = settings.metrics.bind
+    if not url:
+        return
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise ConfigError("metrics.bind needs prometheus-client: pip install 'poolserver[metrics]'")
+    try:
+        found = parse(url)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("server.bind", "metrics.bind")) from None
+    if len(found) != 1 or not found[0].is_stream:
+        raise ConfigError(f"metrics.bind: {url!r}: want one such as tcp://127.0.0.1:9109")

@@ -1,0 +1,216 @@
+"""The rows of the scoreboard as their writers see them: what a word means, and how it is written.
+
+Every field is one aligned 8-byte word, whose stores are not torn (0 torn reads in 31 million), and has one writer.
+"""
+
+import bisect
+import enum
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HALF_WORDS = 40
+ROW_WORDS = 96
+ROW_BYTES = ROW_WORDS * 8
+"""A row has two halves: its lane's, and one that in the first row of a worker is its crew's, in the rest unused. What
+follows is how long the lane's handlers took."""
+STATE, SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
+NEW, BETWEEN = range(2)
+OLDEST, STRESS, SIGN, LEFT = range(36, 40)
+"""Words of the crew's half; its counters stand where a lane's do."""
+
+_PEER_WORD = 34
+PEER_BYTES = 48
+"""An IPv6 address in brackets with its port is at most 47 characters."""
+PEER_START = _PEER_WORD * 8
+
+
+DURATION_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
+"""Seconds: durations are counted by the least of these that they do not exceed, or as longer than all."""
+
+DURATIONS = range(2 * HALF_WORDS, 2 * HALF_WORDS + len(DURATION_BOUNDS) + 1)
+DURATION_SUM = DURATIONS.stop
+"""Words: a count for each bound and one for what is longer; and the sum, in microseconds."""
+
+_BOUNDS_NS = tuple(int(bound * 1e9) for bound in DURATION_BOUNDS)
+
+
+class Outcome(enum.IntEnum):
+    """How a connection ended. Each ends in exactly one, so that ``accepted`` is their sum and what is open.
+
+    The value is the place of its counter in a row. ``WOULD_…`` are counted beside the outcome, in a dry run.
+    """
+
+    SERVED = _FIRST_OUTCOME
+    ERRORS = enum.auto()  # the handler raised
+    CUT = enum.auto()  # shut down at a stop, before the handler was through
+    REFUSED_VERIFY = enum.auto()  # verify_request said no
+    REFUSED_RESET = enum.auto()  # the peer had reset it before a handler was called
+    REFUSED_PER_SOURCE = enum.auto()
+    REFUSED_RATE = enum.auto()
+    REFUSED_DENIED = enum.auto()
+    REFUSED_BANNED = enum.auto()
+    TIMEOUT_FIRST_BYTE = enum.auto()
+    TIMEOUT_IDLE = enum.auto()
+    TIMEOUT_HANDLER = enum.auto()
+    TIMEOUT_HEAD = enum.auto()
+    TIMEOUT_KEEP_ALIVE = enum.auto()
+    REFUSED_MAX_HEAD = enum.auto()
+    REFUSED_MAX_PARKED = enum.auto()
+    REFUSED_PROXY = enum.auto()  # no valid PROXY header, or from a peer that is not trusted with one
+    REFUSED_TLS = enum.auto()  # no TLS, or none that could be agreed upon
+    TIMEOUT_HANDSHAKE = enum.auto()
+    REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
+    WOULD_PER_SOURCE = enum.auto()
+    WOULD_RATE = enum.auto()
+    WOULD_DENIED = enum.auto()
+    WOULD_BANNED = enum.auto()
+
+
+_WITHOUT_HANDLER = frozenset({Outcome.REFUSED_VERIFY, Outcome.REFUSED_RESET, Outcome.TIMEOUT_FIRST_BYTE})
+
+MAX_COUNT = 2**53
+"""No honest count gets here, and a JSON reader's numbers end here: a row that says more was scribbled over."""
+
+COUNTERS: Mapping[str, int] = {"accepted": _ACCEPTED} | {outcome.name.lower(): outcome for outcome in Outcome}
+"""Every counter's name and its word."""
+
+
+class LaneState(enum.IntEnum):
+    """What a lane does. ABSENT is what a zeroed row says."""
+
+    ABSENT = 0
+    IDLE = 1
+    BUSY = 2
+    HUNG = 3  # past its handler deadline and the grace: written by its worker's watcher, when the lane cannot
+
+
+class CrewRow:
+    """What belongs to no lane. Runs in the worker: its park's lock makes it one writer."""
+
+    def __init__(self, board: memoryview, row: int) -> None:
+        self._board = board
+        start = row * ROW_WORDS + HALF_WORDS
+        self._words = board[start : start + HALF_WORDS]
+
+    def parked_by_others(self, rows: int) -> int:
+        """How many are parked in the other workers, of which ``rows`` are in use."""
+        words = (NEW, BETWEEN)
+        board, end = self._board, rows * ROW_WORDS
+        return sum(sum(board[HALF_WORDS + word : end : ROW_WORDS]) - self._words[word] for word in words)
+
+    def idle_lanes(self, rows: int) -> int:
+        """How many lanes of the pool have time, of which ``rows`` are in use."""
+        return self._board[: rows * ROW_WORDS : ROW_WORDS].tolist().count(LaneState.IDLE)
+
+    def count(self, outcome: int) -> None:
+        """One more connection ended so, in no lane's hands."""
+        self._words[outcome] += 1
+
+    def parked(self, new: int, between: int) -> None:
+        self._words[NEW] = new
+        self._words[BETWEEN] = between
+
+    def oldest(self, since_ns: int, *, is_stressed: bool) -> None:
+        """For the watcher, at each of its looks."""
+        self._words[OLDEST] = since_ns
+        self._words[STRESS] = is_stressed
+
+    def sign(self) -> None:
+        """A sign of life, from the watcher."""
+        self._words[SIGN] = time.monotonic_ns()
+
+    def left(self, queued: int) -> None:
+        """So many clients were in the accept queues when this worker closed its copies at the service's end."""
+        self._words[LEFT] = queued + 1
+
+
+class Row:
+    """A lane's record. Runs in the worker; only its own lane may call it, but for ``hung``."""
+
+    def __init__(self, number: int, words: memoryview, peer: memoryview) -> None:
+        self.number = number
+        self._words = words
+        self._peer = peer
+        # Counted here and stored whole: `+=` on shared memory is not atomic, and reading it back costs more.
+        # A lane that replaces a dead one goes on from the row's counts.
+        self._counts = list(words[:_PEER_WORD])
+        self._durations = words[DURATIONS.start : DURATION_SUM + 1]
+        self._took = list(self._durations)
+        self._began = 0
+
+    def idle(self) -> None:
+        """Waiting for a connection."""
+        self._words[STATE] = LaneState.IDLE
+        self._words[SINCE] = time.monotonic_ns()
+
+    def absent(self) -> None:
+        """Not there for new connections any more."""
+        self._words[STATE] = LaneState.ABSENT
+
+    def begin(self, peer: str) -> None:
+        """A connection from ``peer`` is in this lane now."""
+        words, counts = self._words, self._counts
+        self._peer[:] = peer.encode("utf-8", "replace")[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
+        self._began = words[SINCE] = time.monotonic_ns()
+        words[STATE] = 2
+        counts[_ACCEPTED] += 1
+        words[_ACCEPTED] = counts[_ACCEPTED]
+
+    def resume(self, peer: str) -> None:
+        """A connection that was counted before, and waited off the lanes, is in this one now."""
+        self._peer[:] = peer.encode("utf-8", "replace")[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
+        self._began = self._words[SINCE] = time.monotonic_ns()
+        self._words[STATE] = 2
+
+    def end(self, outcome: int) -> None:
+        """The connection is over, and how."""
+        words, counts = self._words, self._counts
+        counts[outcome] += 1
+        words[outcome] = counts[outcome]
+        words[SINCE] = now = time.monotonic_ns()
+        words[STATE] = 1
+        if outcome in _WITHOUT_HANDLER:
+            return
+        durations, took, taken = self._durations, self._took, now - self._began
+        bound = bisect.bisect_left(_BOUNDS_NS, taken)
+        took[bound] += 1
+        took[-1] += taken // 1000
+        durations[bound] = took[bound]
+        durations[-1] = took[-1]
+
+    def count(self, outcome: int) -> None:
+        """One more, without an end: what a dry run would have refused."""
+        counts = self._counts
+        counts[outcome] += 1
+        self._words[outcome] = counts[outcome]
+
+    def accept(self) -> None:
+        """A connection was accepted, and goes to no handler yet."""
+        self.count(_ACCEPTED)
+
+    def refuse(self, outcome: int) -> None:
+        """A connection was accepted and turned away at the door."""
+        words, counts = self._words, self._counts
+        counts[_ACCEPTED] += 1
+        counts[outcome] += 1
+        words[_ACCEPTED] = counts[_ACCEPTED]
+        words[outcome] = counts[outcome]
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether ``hung`` was the last word on this lane."""
+        return self._words[STATE] == LaneState.HUNG
+
+    def hung(self) -> None:
+        """The lane does not come back."""
+        self._words[STATE] = LaneState.HUNG
+
+
+@dataclass(frozen=True, slots=True)
+class Quarters:
+    """What one worker writes: a row for each lane, the crew's own; and its ordinal."""
+
+    lanes: list[Row]
+    crew: CrewRow
+    ordinal: int

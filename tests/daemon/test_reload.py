@@ -1,0 +1,515 @@
+"""Reload: a transaction. New code and configuration without a lost client; or nothing changed, and the reason told."""
+
+import os
+import random
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from signal import SIGCHLD, SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1
+
+import measures
+import proc
+import pytest
+from clients import Address, Counts, Storm, ask, connect, dial, read_line, wait_for
+
+HANDLER = """
+import os, time
+from handlers import OrderHandler
+
+class Handler(OrderHandler):
+    def obey(self, order, argument):
+        if order == "version":
+            self.answer(VERSION)
+        else:
+            super().obey(order, argument)
+"""
+
+DONE = re.compile(r"INFO master \[\d+\]: reload done$", re.MULTILINE)
+FAILED = re.compile(r"ERROR master \[\d+\]: reload failed, nothing is changed: (.*)$", re.MULTILINE)
+
+
+class Site:
+    """A folder with a configuration and a handler, and the daemon that serves it."""
+
+    def __init__(self, folder: Path, daemon) -> None:
+        self.folder = folder
+        self.path = folder / "site.toml"
+        self.sections: dict[str, dict[str, str]] = {
+            "server": {"handler": '"app:Handler"', "bind": '["tcp://127.0.0.1:0"]'},
+            "pool": {"workers": "2", "threads": "4"},
+        }
+        self.code("1")
+        self.configure()
+        self._daemon = daemon
+
+    def code(self, version: str, before: str = "") -> None:
+        """Put another version of the handler there; ``before`` runs at its import."""
+        # Python takes compiled code for the source's if its second and size are the same: the size never is.
+        self.length = getattr(self, "length", 0) + 1
+        (self.folder / "app.py").write_text(f"{before}\nVERSION = {version!r}\n{HANDLER}{'#' * self.length}\n")
+
+    def configure(self, **keys: str) -> None:
+        """Set ``section__key`` to TOML text, or take it out with ""."""
+        for name, text in keys.items():
+            section, _, key = name.partition("__")
+            self.sections.setdefault(section, {})[key] = text
+        lines = []
+        for section, pairs in self.sections.items():
+            lines += [f"[{section}]", *(f"{key} = {text}" for key, text in pairs.items() if text)]
+        self.path.write_text("\n".join(lines) + "\n")
+
+    def start(self, *options: str, **others):
+        self.served = self._daemon(
+            None, "-c", str(self.path), *options, bind=(), workers=None, threads=None, cwd=self.folder, **others
+        )
+        return self.served
+
+    def reloads(self) -> int:
+        return len(DONE.findall(self.served.log()))
+
+    def failures(self) -> list[str]:
+        return FAILED.findall(self.served.log())
+
+    def reload(self) -> None:
+        """HUP, and wait until it has succeeded."""
+        count = self.reloads()
+        self.served.signal(SIGHUP)
+        wait_for(lambda: self.reloads() > count, 20, f"the reload:\n{self.served.log()}")
+
+    def fail(self) -> str:
+        """HUP, and wait until it has failed; why."""
+        count = len(self.failures())
+        self.served.signal(SIGHUP)
+        wait_for(lambda: len(self.failures()) > count, 20, f"the failure:\n{self.served.log()}")
+        return self.failures()[-1]
+
+
+@pytest.fixture
+def site(tmp_path, daemon) -> Site:
+    return Site(tmp_path, daemon)
+
+
+def versions(served, index: int = 0) -> bytes:
+    return ask(served, b"version\n", index)
+
+
+def refused(served) -> bool:
+    """Whether a newcomer is reset."""
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        versions(served)
+    return True
+
+
+class TestSuccess:
+    def test_serves_the_code_on_disk(self, site):
+        """With new workers, in the same slots, under the same master; the old ones have left."""
+        served = site.start()
+        master, old = served.pid, served.workers()
+        assert versions(served) == b"1\n"
+        site.code("2")
+        site.reload()
+        assert versions(served) == b"2\n"
+        assert served.pid == master
+        assert len(served.workers()) == 2
+        assert not set(old) & set(served.workers())
+        assert sorted(proc.title(pid) for pid in served.workers()) == [
+            "poolserver: worker 0 [app]",
+            "poolserver: worker 1 [app]",
+        ]
+        assert served.log().count("poolserver: ready on") == 1
+        assert served.stop() == 0
+
+    def test_applies_the_configuration(self, site):
+        """The number of workers and lanes, limits and time-outs."""
+        served = site.start()
+        site.configure(pool__workers="3", pool__threads="1", limits__per_source="1")
+        site.reload()
+        assert len(served.workers()) == 3
+        assert {measures.threads(pid) for pid in served.workers()} == {2}
+        with connect(served) as first:
+            first.sendall(b"echo kept\n")
+            assert read_line(first) == b"kept\n"
+            assert refused(served)
+        assert "changed: pool.workers, pool.threads, limits.per_source" in served.log()
+        site.configure(pool__workers="1", limits__per_source="")
+        site.reload()
+        assert len(served.workers()) == 1
+        assert served.stop() == 0
+
+    def test_scaling_lasts_until_the_next_reload(self, site):
+        """The configuration's number is what counts."""
+        served = site.start()
+        served.signal(SIGTTIN)
+        wait_for(lambda: len(served.workers()) == 3, 10, "a third worker")
+        site.reload()
+        assert len(served.workers()) == 2
+
+    def test_open_conversation_finishes_with_its_worker(self, site):
+        """Old code for old conversations, new code for new ones, side by side; the handler is told that it drains."""
+        served = site.start()
+        with connect(served) as old:
+            old.sendall(b"version\n")
+            assert read_line(old) == b"1\n"
+            site.code("2")
+            served.signal(SIGHUP)
+            wait_for(lambda: versions(served) == b"2\n", 10, "the new code")
+            wait_for(lambda: len(served.workers()) == 3, 10, "all that can leave have left")
+            old.sendall(b"version\ndraining\n")
+            with old.makefile("rb") as answers:
+                assert [answers.readline(), answers.readline()] == [b"1\n", b"True\n"]
+            assert site.reloads() == 0
+        wait_for(lambda: site.reloads() == 1, 10, "its end")
+        assert len(served.workers()) == 2
+
+    def test_conversation_beyond_graceful_is_cut(self, site):
+        """The old generation leaves, at the latest then."""
+        site.configure(timeouts__graceful="0.5")
+        served = site.start()
+        with connect(served) as client:
+            client.sendall(b"hold\n")
+            assert read_line(client) == b"holding\n"
+            site.reload()
+            assert read_line(client) == b""
+        assert "cut 1 open: 127.0.0.1:" in served.log()
+
+    def test_listeners_come_stay_and_go(self, site, tmp_path):
+        """What stays is not touched; what is new is bound before the commit; what went is closed, its file removed."""
+        site.configure(server__bind=f'["tcp://127.0.0.1:0", "unix:{tmp_path}/old", "tcp://127.0.0.1:0"]')
+        served = site.start()
+        kept = served.port_of(0)
+        gone = served.port_of(2)
+        inode = measures.listening_inode(kept)
+        site.configure(server__bind=f'["unix:{tmp_path}/new", "tcp://127.0.0.1:0"]')
+        with Storm(served, clients=4, exchange=echo_order) as storm:
+            site.reload()
+        assert storm.counts.is_lossless, storm.counts
+        assert measures.listening_inode(kept) == inode
+        fresh = Address.parse(f"unix:{tmp_path}/new")
+        with dial(fresh, 5) as client:
+            client.sendall(b"version\n")
+            assert read_line(client) == b"1\n"
+        assert not (tmp_path / "old").exists()
+        with pytest.raises(ConnectionRefusedError):
+            dial(Address("", socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", gone)), 5)
+        assert f"no longer listening on tcp://127.0.0.1:{gone}" in served.log()
+        assert served.stop() == 0
+        assert not (tmp_path / "new").exists()
+
+    def test_options_of_a_listener_that_stays_change(self, site, tmp_path):
+        """Its backlog and its file's mode, on the same socket."""
+        site.configure(server__bind=f'["unix:{tmp_path}/socket"]')
+        served = site.start()
+        site.configure(socket__unix_mode='"0600"', socket__backlog="77")
+        site.reload()
+        assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o600
+        assert versions(served) == b"1\n"
+
+    def test_log_moves_to_another_file(self, site, tmp_path):
+        """The master and the new workers write there."""
+        served = site.start()
+        site.configure(log__file=f'"{tmp_path}/new.log"')
+        served.signal(SIGHUP)
+        new = tmp_path / "new.log"
+        wait_for(lambda: new.exists() and DONE.search(new.read_text()), 10, "the end of the reload in the new file")
+        with connect(served) as client:
+            client.sendall(b"raise\n")
+            assert read_line(client) == b""
+        wait_for(lambda: "ordered to raise" in new.read_text(), 10, "a worker's line in the new file")
+        assert "ordered to raise" not in served.log()
+
+    def test_descriptors_and_memory_of_the_master_are_flat(self, site):
+        """Ten reloads leave nothing behind."""
+        served = site.start()
+        site.reload()
+        before = measures.descriptors(served.pid)
+        for version in range(10):
+            site.code(f"{version} again")
+            site.reload()
+        assert measures.descriptors(served.pid) == before
+        assert measures.descriptors(served.workers()[0]) <= before + 20
+
+    def test_requests_during_a_reload_are_one(self, site):
+        """A thousand HUPs: at most three generations, and the code on disk is what is served at the end."""
+        served = site.start()
+        site.code("2")
+        for _ in range(1000):
+            served.signal(SIGHUP)
+        wait_for(lambda: versions(served) == b"2\n", 20, "the new code")
+        wait_for(lambda: not proc.zombies(served.pid) and len(served.workers()) == 2, 20, "two workers")
+        site.reload()  # one more, asked for when it was quiet: nothing was left over
+        generations = re.findall(r"reload: generation (\d+)", served.log())
+        assert len(generations) <= 4, generations
+        assert served.stop() == 0
+
+
+class TestWithoutWorkers:
+    def test_reads_limits_again(self, site):
+        """-w 0: the same process goes on under the new limits."""
+        served = site.start("-w", "0")
+        assert versions(served) == b"1\n"
+        site.configure(limits__deny='["127.0.0.0/8"]')
+        site.reload()
+        assert refused(served)
+        site.configure(limits__deny="")
+        site.reload()
+        assert versions(served) == b"1\n"
+        assert served.stop() == 0
+
+    def test_refuses_what_it_cannot_change(self, site):
+        """By name."""
+        served = site.start("-w", "0")
+        site.configure(pool__threads="2")
+        assert "pool.threads: without worker processes a reload changes limits and log only" in site.fail()
+        assert versions(served) == b"1\n"
+
+
+class TestPreload:
+    def test_reload_applies_configuration_and_no_code(self, site):
+        """And says so."""
+        site.configure(server__preload="true")
+        served = site.start()
+        site.code("2")
+        site.configure(pool__workers="3")
+        site.reload()
+        assert versions(served) == b"1\n"
+        assert len(served.workers()) == 3
+        assert "the code is the one that was imported at the start" in served.log()
+        site.configure(server__handler='"app:Other"')
+        assert "server.handler: imported once at the start (server.preload)" in site.fail()
+
+    def test_handler_that_does_not_import_ends_the_start(self, site):
+        """Before anything is bound."""
+        site.configure(server__preload="true")
+        site.code("1", before="1 / 0")
+        served = site.start(ready=False)
+        assert served.wait() == 78
+        assert "ZeroDivisionError" in served.log()
+
+
+class Broken:
+    """How a site is broken, and what the log then says."""
+
+    @staticmethod
+    def syntax_error(site):
+        site.path.write_text("[server\n")
+        return "site.toml:1: not valid TOML"
+
+    @staticmethod
+    def unknown_key(site):
+        site.configure(pool__wrokers="3")
+        return 'site.toml:7: pool.wrokers: unknown key (did you mean "workers"?)'
+
+    @staticmethod
+    def file_missing(site):
+        site.path.unlink()
+        return "site.toml: cannot be read: No such file"
+
+    @staticmethod
+    def import_error(site):
+        site.code("2", before="import there_is_no_such_module")
+        return "server.handler: cannot import app: ModuleNotFoundError"
+
+    @staticmethod
+    def handler_syntax_error(site):
+        site.code("2", before="def (")
+        return "server.handler: cannot import app: SyntaxError"
+
+    @staticmethod
+    def exception_at_import(site):
+        site.code("2", before="raise RuntimeError('no database')")
+        return "server.handler: cannot import app: RuntimeError: no database"
+
+    @staticmethod
+    def exit_at_import(site):
+        site.code("2", before="import sys; sys.exit('no')")
+        return "server.handler: cannot import app: SystemExit: no"
+
+    @staticmethod
+    def hard_exit_at_import(site):
+        site.code("2", before="import os; os._exit(0)")
+        return "the first new worker (pid"
+
+    @staticmethod
+    def boot_hang(site):
+        site.configure(timeouts__boot="1")
+        site.code("2", before="import time; time.sleep(60)")
+        return "was not accepting within timeouts.boot = 1 s"
+
+    @staticmethod
+    def killed_canary(site):
+        site.code("2", before="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+        return "was killed by SIGKILL"
+
+    @staticmethod
+    def handler_missing(site):
+        site.configure(server__handler='"app:NoSuchHandler"')
+        return "server.handler: module app has no 'NoSuchHandler'"
+
+    @staticmethod
+    def bind_in_use(site):
+        site.taken = socket.create_server(("127.0.0.1", 0))
+        port = site.taken.getsockname()[1]
+        site.configure(server__bind=f'["tcp://127.0.0.1:0", "tcp://127.0.0.1:{port}"]')
+        return f"cannot bind tcp://127.0.0.1:{port}: Address already in use"
+
+    @staticmethod
+    def log_on_a_full_disk(site):
+        site.configure(log__file='"/dev/full"')
+        return "log.file: cannot write /dev/full: No space left on device"
+
+    @staticmethod
+    def log_in_no_folder(site):
+        site.configure(log__file='"/no/such/folder/log"')
+        return "log.file: cannot open '/no/such/folder/log': No such file or directory"
+
+    @staticmethod
+    def what_cannot_change(site):
+        site.configure(socket__reuse_address="false", server__chdir='"/"')
+        return "socket.reuse_address: a reload cannot change it; restart"
+
+
+MATRIX = [name for name in vars(Broken) if not name.startswith("_")]
+
+
+class TestFailure:
+    @pytest.mark.parametrize("name", MATRIX)
+    def test_nothing_changes_and_the_reason_is_told(self, site, name):
+        """The same workers serve, not one client is lost, and a good reload succeeds after."""
+        served = site.start()
+        before = served.workers()
+        descriptors = measures.descriptors(served.pid)
+        sections = {section: dict(keys) for section, keys in site.sections.items()}
+        with Storm(served, clients=4, exchange=echo_order) as storm:
+            storm.wait_for_more(20)
+            reason = getattr(Broken, name)(site)
+            assert reason in f"{site.fail()}\n{served.log()}"
+            storm.wait_for_more(20)
+            assert served.workers() == before
+        assert storm.counts.is_lossless, storm.counts
+        assert measures.descriptors(served.pid) == descriptors
+        if hasattr(site, "taken"):
+            site.taken.close()
+        site.sections = sections
+        site.configure()
+        site.code("good again")
+        site.reload()
+        assert versions(served) == b"good again\n"
+        assert served.stop() == 0
+
+    def test_all_that_cannot_change_is_told_at_once(self, site):
+        """Each by its name, with where it stands."""
+        site.start()
+        site.configure(socket__reuse_address="false", server__chdir='"/"')
+        site.fail()
+        assert re.search(r"site.toml:\d+: server.chdir: a reload cannot change it; restart", site.served.log())
+        assert re.search(r"site.toml:\d+: socket.reuse_address: a reload cannot change it", site.served.log())
+
+    def test_worker_that_dies_after_a_failed_reload_is_replaced_from_the_disk(self, site):
+        """By the same configuration and whatever code is there by then."""
+        served = site.start()
+        site.code("2", before="1 / 0")
+        site.fail()
+        site.code("3")
+        victim = served.workers()[0]
+        os.kill(victim, SIGKILL)
+        wait_for(lambda: len(set(served.workers()) - {victim}) == 2, 10, "the replacement")
+        wait_for(lambda: versions(served) in (b"1\n", b"3\n"), 10, "an answer")
+
+    def test_newcomer_that_fails_after_the_commit_is_tried_again(self, site):
+        """Its predecessor serves meanwhile, and the reload succeeds when it can."""
+        marker = site.folder / "canary was here"
+        served = site.start()
+        breaks = f"import os\nif os.path.exists({str(marker)!r}): os._exit(3)\nopen({str(marker)!r}, 'w').close()"
+        site.code("2", before=breaks)
+        with Storm(served, clients=4, exchange=echo_order) as storm:
+            served.signal(SIGHUP)
+            wait_for(lambda: served.log().count("exited with code 3; next try") >= 2, 20, "two tries in vain")
+            assert len(served.workers()) >= 2
+            marker.unlink()
+            site.code("3")
+            wait_for(lambda: site.reloads() == 1, 20, "the end of the reload")
+        assert storm.counts.is_lossless, storm.counts
+        assert served.stop() == 0
+
+    def test_reload_that_stays_incomplete_is_told_and_goes_on(self, site):
+        """After timeouts.boot for each worker, with how many were replaced."""
+        marker = site.folder / "canary was here"
+        site.configure(timeouts__boot="0.5")
+        served = site.start()
+        breaks = f"import os\nif os.path.exists({str(marker)!r}): os._exit(3)\nopen({str(marker)!r}, 'w').close()"
+        site.code("2", before=breaks)
+        served.signal(SIGHUP)
+        wait_for(
+            lambda: "reload incomplete: 1 of 2 workers replaced; trying goes on" in served.log(), 20, "the verdict"
+        )
+        marker.unlink()
+        site.code("3")
+        wait_for(lambda: len(served.workers()) == 2 and versions(served) in (b"2\n", b"3\n"), 20, "the new code")
+        site.reload()
+        assert versions(served) == b"3\n"
+
+
+def echo_order(client: socket.socket, line: bytes) -> bool:
+    """A storm's exchange with ``OrderHandler``."""
+    client.sendall(b"echo " + line)
+    return read_line(client) == line
+
+
+def reload_under_load(site: Site, reloads: int, clients: int) -> Counts:
+    served = site.start("-w", "4")
+    with Storm(served, clients=clients, exchange=echo_order) as storm:
+        for number in range(reloads):
+            site.code(f"{number}")
+            site.reload()
+            storm.wait_for_more(10)
+    assert versions(served) == f"{reloads - 1}\n".encode()
+    assert len(served.workers()) == 4
+    assert served.stop() == 0
+    return storm.counts
+
+
+class TestUnderLoad:
+    def test_ten_reloads_lose_nobody(self, site):
+        """Sixteen clients, a connection for each request."""
+        counts = reload_under_load(site, reloads=10, clients=16)
+        assert counts.is_lossless, counts
+
+    @pytest.mark.soak
+    @pytest.mark.timeout(600)
+    def test_a_hundred_reloads_lose_nobody(self, site):
+        """Sixty-four clients."""
+        counts = reload_under_load(site, reloads=100, clients=64)
+        assert counts.is_lossless, counts
+
+    def test_stop_during_a_reload_is_clean(self, site):
+        """At each of its stages."""
+        for pause in (0.0, 0.02, 0.1):
+            served = site.start()
+            with Storm(served, clients=4, exchange=echo_order) as storm:
+                storm.wait_for_more(10)
+                storm.is_over.set()
+            served.signal(SIGHUP)
+            time.sleep(pause)  # the stage itself, of which there is no fact to wait for
+            assert served.stop() == 0
+            assert "Traceback" not in served.log()
+
+    @pytest.mark.parametrize(
+        "count", [40, pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(300)])], ids="{} signals".format
+    )
+    def test_random_signals_lose_nobody(self, site, count):
+        """Whatever comes in whatever order: at the end, after one reload, the pool is what is configured."""
+        served = site.start()
+        rng = random.Random(count)
+        with Storm(served, clients=8, exchange=echo_order) as storm:
+            for _ in range(count):
+                served.signal(rng.choice([SIGTTIN, SIGTTOU, SIGHUP, SIGUSR1, SIGCHLD]))
+                storm.wait_for_more(rng.randrange(20))
+            site.code("last")
+            site.reload()
+            wait_for(lambda: len(served.workers()) == 2 and versions(served) == b"last\n", 20, "what is configured")
+        assert storm.counts.is_lossless, storm.counts
+        assert "Traceback" not in served.log()
+        assert served.stop(SIGTERM) == 0
+        assert signal.Signals(SIGKILL).name not in served.log()

@@ -1,0 +1,245 @@
+"""The service under a real systemd: when it is ready, what it is told, what becomes of clients when it is restarted."""
+
+from signal import SIGKILL, SIGSTOP
+from socket import SHUT_WR
+
+import pytest
+from clients import Served, ask, connect, read_line, wait_for
+
+URL = "tcp://127.0.0.1:20100"
+
+SERVICE = """
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+Type=notify
+Environment=PYTHONPATH=/run/repo:/run/repo/tests/daemon RUNTIME_DIRECTORY=/run/pool {environment}
+ExecStart=/run/venv/bin/python -m poolserver run {arguments}
+RuntimeDirectory=pool
+KillMode=mixed
+NonBlocking=yes
+Restart=on-failure
+RestartSec=200ms
+FileDescriptorStoreMax=8
+StandardError=append:/run/share/service.log
+{more}
+"""
+
+
+def service(arguments: str, more: str = "", environment: str = "") -> str:
+    """A unit that runs it with these arguments."""
+    return SERVICE.format(arguments=arguments, more=more, environment=environment)
+
+
+class TestReady:
+    def test_start_returns_when_the_workers_accept(self, sandbox):
+        """With Type=notify; the status tells live numbers."""
+        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 2 -t 2"))
+        sandbox.systemctl("start", "pool")
+        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+        assert sandbox.show("pool", "StatusText").startswith("serving: 0 of 4 lanes busy, 0 parked; ")
+        wait_for(lambda: "; 1 accepted, " in sandbox.show("pool", "StatusText"), 20, "the status")
+        sandbox.systemctl("stop", "pool")
+        assert sandbox.show("pool", "Result") == "success"
+
+    def test_start_that_fails_tells_why(self, sandbox):
+        """The reason stands in the status, its errno beside it, and a configuration that is wrong is not retried."""
+        sandbox.unit("pool.service", service(f"no_such_module:Handler -b {URL}", "RestartPreventExitStatus=78"))
+        sandbox.systemctl("start", "pool", check=False)
+        assert sandbox.show("pool", "ExecMainStatus") == "78"
+        assert sandbox.show("pool", "NRestarts") == "0"
+        assert sandbox.show("pool", "StatusErrno") == "22"
+        assert "cannot import no_such_module" in sandbox.show("pool", "StatusText")
+
+    def test_port_in_use_is_told_as_its_errno(self, sandbox):
+        """EADDRINUSE, 98."""
+        sandbox.unit("first.service", service(f"handlers:LineHandler -b {URL}"))
+        other = f"handlers:LineHandler -b {URL} --set control.socket=/run/share/other.sock"
+        sandbox.unit("second.service", service(other, "Restart=no"))
+        sandbox.systemctl("start", "first")
+        sandbox.systemctl("start", "second", check=False)
+        assert sandbox.show("second", "StatusErrno") == "98"
+        assert sandbox.show("second", "ExecMainStatus") == "71"
+
+    def test_start_that_takes_longer_than_systemd_waits_is_extended(self, sandbox):
+        """As long as the pool still tries: here seven seconds, where the unit gives five."""
+        sandbox.share.joinpath("slow.py").write_text(
+            "import time; time.sleep(7)\nfrom handlers import *\n"
+        )  # the import
+        more = "TimeoutStartSec=5s\nEnvironment=POOLSERVER_SERVER__PYTHONPATH=/run/share"
+        sandbox.unit("pool.service", service(f"slow:LineHandler -b {URL} -w 1", more))
+        sandbox.systemctl("start", "pool")
+        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+
+
+class TestStop:
+    def test_stop_waits_for_open_connections(self, sandbox):
+        """Longer than the unit's own time-out, since the drain is extended as long as it goes on."""
+        sandbox.unit("pool.service", service(f"handlers:OrderHandler -b {URL} -w 1", "TimeoutStopSec=1s"))
+        sandbox.systemctl("start", "pool")
+        client = sandbox.inside(lambda: connect(Served(URL)))
+        with client:
+            client.sendall(b"sleep 2.5\n")
+            client.shutdown(SHUT_WR)
+            wait_for(lambda: "1 of 8 lanes busy" in sandbox.show("pool", "StatusText"), 20, "a busy lane")
+            sandbox.systemctl("stop", "pool")
+            assert read_line(client) == b"slept\n"
+        assert sandbox.show("pool", "Result") == "success"
+        assert "killing" not in sandbox.log().lower()
+
+    def test_stop_leaves_nothing(self, sandbox):
+        """No process, no socket file, no listener in the store (R67)."""
+        more = "Environment=POOLSERVER_SERVER__BIND=unix:/run/share/pool.sock,tcp://127.0.0.1:20100"
+        sandbox.unit("pool.service", service("handlers:LineHandler -w 2", more))
+        sandbox.systemctl("start", "pool")
+        wait_for(lambda: sandbox.show("pool", "NFileDescriptorStore") == "2", 10, "two stored listeners")
+        assert sandbox.share.joinpath("pool.sock").is_socket()
+        sandbox.systemctl("stop", "pool")
+        assert sandbox.show("pool", "NFileDescriptorStore") == "0"
+        assert not sandbox.share.joinpath("pool.sock").exists()
+        with pytest.raises(ConnectionRefusedError):
+            sandbox.ask(URL, b"hello\n")
+
+
+class TestWatchdog:
+    def test_stopped_master_is_restarted(self, sandbox):
+        """SIGSTOP: its loop stands still, and so does the herald."""
+        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 2", "WatchdogSec=1s"))
+        sandbox.systemctl("start", "pool")
+        first = sandbox.main_pid("pool")
+        sandbox.kill(first, SIGSTOP)
+        wait_for(lambda: sandbox.main_pid("pool") not in (0, first), 20, "another master")
+        wait_for(lambda: sandbox.show("pool", "SubState") == "running", 20, "its start")
+        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+        assert "Watchdog timeout" in sandbox.log()
+
+    def test_service_in_good_health_is_let_be(self, sandbox):
+        """Three of the watchdog's spans long, one of them in a drain."""
+        sandbox.unit("pool.service", service(f"handlers:OrderHandler -b {URL} -w 1", "WatchdogSec=1s"))
+        sandbox.systemctl("start", "pool")
+        assert sandbox.ask(URL, b"sleep 2\n") == b"slept\n"
+        client = sandbox.inside(lambda: connect(Served(URL)))
+        with client:
+            client.sendall(b"echo\n")
+            assert read_line(client) == b"\n"
+            client.sendall(b"sleep 1.5\n")
+            client.shutdown(SHUT_WR)
+            sandbox.systemctl("stop", "pool")
+            assert read_line(client) == b"slept\n"
+        assert sandbox.show("pool", "Result") == "success"
+
+
+class TestStore:
+    def test_killed_master_costs_nobody_that_waits(self, sandbox):
+        """Listeners are in systemd's store: while there is no master, clients wait in their queue."""
+        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 2 -t 4"))
+        sandbox.systemctl("start", "pool")
+        with sandbox.storm(URL, clients=32) as storm:
+            storm.wait_for_more(500)
+            first = sandbox.main_pid("pool")
+            sandbox.kill(first, SIGKILL)
+            wait_for(lambda: sandbox.main_pid("pool") not in (0, first), 20, "another master")
+            storm.wait_for_more(500)
+        counts = storm.counts
+        assert (counts.refused, counts.timed_out, counts.other) == (0, 0, 0), counts
+        assert counts.lost <= 8, f"more than were in handlers: {counts}"
+
+    def test_restart_costs_nobody_where_the_store_is_known(self, sandbox):
+        """$FDSTORE, as systemd 254 sets it and our units do: the door stays open, and the next master serves on."""
+        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 2 -t 4", environment="FDSTORE=8"))
+        sandbox.systemctl("start", "pool")
+        with sandbox.storm(URL, clients=8) as storm:
+            for _ in range(3):
+                storm.wait_for_more(200)
+                sandbox.systemctl("restart", "pool")
+            storm.wait_for_more(200)
+        assert storm.counts.is_lossless, storm.counts
+
+    def test_restart_without_a_known_store_closes_the_door(self, sandbox):
+        """Then nothing is left in it that the next master would adopt: a listener that takes nobody."""
+        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 2"))
+        sandbox.systemctl("start", "pool")
+        wait_for(lambda: sandbox.show("pool", "NFileDescriptorStore") == "1", 10, "the stored listener")
+        for _ in range(2):
+            sandbox.systemctl("restart", "pool")
+            assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+
+    def test_listener_that_is_configured_no_more_is_not_kept(self, sandbox):
+        """What the next master does not bind leaves the store, and its address is free."""
+        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 1", environment="FDSTORE=8"))
+        sandbox.systemctl("start", "pool")
+        other = "tcp://127.0.0.1:20101"
+        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {other} -w 1", environment="FDSTORE=8"))
+        sandbox.systemctl("restart", "pool")
+        assert sandbox.ask(other, b"hello\n") == b"hello\n"
+        with pytest.raises(ConnectionRefusedError):
+            sandbox.ask(URL, b"hello\n")
+
+
+SOCKET = """
+[Socket]
+{more}
+[Install]
+WantedBy=sockets.target
+"""
+
+
+class TestActivation:
+    def test_first_client_starts_it(self, sandbox):
+        """``systemd:`` takes whatever was passed."""
+        sandbox.unit("pool.socket", SOCKET.format(more="ListenStream=127.0.0.1:20100"))
+        sandbox.unit("pool.service", service("handlers:LineHandler -b systemd: -w 2"))
+        sandbox.systemctl("start", "pool.socket")
+        assert sandbox.ask(URL, b"hello\n", timeout=20) == b"hello\n"
+        wait_for(lambda: f"ready on {URL} (pid" in sandbox.service_log(), 10, "the ready line")
+
+    def test_two_named_sockets_go_where_they_are_named(self, sandbox):
+        """``systemd:NAME``; the datagrams' to another listener of the same service."""
+        sandbox.unit(
+            "a.socket",
+            SOCKET.format(more="ListenStream=127.0.0.1:20100\nFileDescriptorName=lines\nService=pool.service"),
+        )
+        sandbox.unit(
+            "b.socket",
+            SOCKET.format(more="ListenStream=/run/share/b.sock\nFileDescriptorName=more\nService=pool.service"),
+        )
+        sandbox.unit(
+            "pool.service",
+            service("handlers:LineHandler -b systemd:more -b systemd:lines -w 1", "Sockets=a.socket b.socket"),
+        )
+        sandbox.systemctl("start", "a.socket", "b.socket")
+        assert sandbox.ask(URL, b"hello\n", timeout=20) == b"hello\n"
+        assert ask(Served(f"unix:{sandbox.share}/b.sock"), b"hello\n") == b"hello\n"
+        wait_for(lambda: f"ready on unix:/run/share/b.sock, {URL} (pid" in sandbox.service_log(), 10, "the ready line")
+
+    def test_passed_socket_is_adopted_for_the_url_that_it_is_bound_to(self, sandbox):
+        """The same configuration serves with and without a socket unit; [::] takes IPv4 clients as systemd bound it."""
+        sandbox.unit("pool.socket", SOCKET.format(more="ListenStream=20100"))
+        sandbox.unit("pool.service", service("handlers:LineHandler -b tcp://:20100 -w 1"))
+        sandbox.systemctl("start", "pool.socket")
+        assert sandbox.ask(URL, b"hello\n", timeout=20) == b"hello\n"
+        assert sandbox.ask("tcp://[::1]:20100", b"hello\n") == b"hello\n"
+        sandbox.systemctl("stop", "pool.service", "pool.socket")
+        sandbox.systemctl("start", "pool.service")
+        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+
+    def test_restarts_behind_a_socket_unit_cost_nobody(self, sandbox):
+        """The socket is systemd's: its queue goes on (R61)."""
+        sandbox.unit("pool.socket", SOCKET.format(more="ListenStream=127.0.0.1:20100"))
+        sandbox.unit("pool.service", service("handlers:LineHandler -b systemd: -w 2"))
+        sandbox.systemctl("start", "pool.socket")
+        with sandbox.storm(URL, clients=4, timeout=20) as storm:
+            for _ in range(3):
+                storm.wait_for_more(100)
+                sandbox.systemctl("restart", "pool.service")
+            storm.wait_for_more(100)
+        assert storm.counts.is_lossless, storm.counts
+
+    def test_name_that_was_not_passed_is_refused(self, sandbox):
+        """With what was: exit code 71."""
+        sandbox.unit("pool.socket", SOCKET.format(more="ListenStream=127.0.0.1:20100"))
+        sandbox.unit("pool.service", service("handlers:LineHandler -b systemd:other", "Restart=no"))
+        sandbox.systemctl("start", "pool.socket")
+        sandbox.systemctl("start", "pool.service", check=False)
+        assert sandbox.show("pool.service", "ExecMainStatus") == "71"
+        assert f"cannot adopt systemd:other: systemd passed pool.socket ({URL})" in sandbox.service_log()

@@ -1,0 +1,340 @@
+"""The attendant: what it does with the parked while lanes are busy, under stress, on the way out. Time is passed in."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from park_world import Site, Talk, World
+
+from poolserver.attendant import CLOSE_LOOK, DRAIN_PATIENCE, QUIET_LOOKS, Attendant
+from poolserver.handover import Pairs
+from poolserver.parked import Parked
+from poolserver.rows import Outcome
+from poolserver.station import Terms
+
+
+@dataclass
+class Lane:
+    """As much as the attendant sees of one."""
+
+    request: object = None
+
+
+@dataclass
+class Crew:
+    """A site of the world's with an attendant and lanes."""
+
+    site: Site
+    lanes: list[Lane]
+    attendant: Attendant
+    now: float = 0.0
+
+    def look(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        self.attendant.look(self.now)
+
+    def be_busy(self, count: int) -> None:
+        for number, lane in enumerate(self.lanes):
+            lane.request = "a connection" if number < count else None
+
+    def park(self, request: socket.socket, *, has_stock_finish: bool | None = None) -> Parked:
+        """One that is new, or a conversation between two requests."""
+        talk: Any = Talk(has_stock_finish=has_stock_finish) if has_stock_finish is not None else None
+        is_between = talk is not None
+        parked = Parked(self.site.here, request, ("192.0.2.1", 0), self.now, 0, talk, is_between=is_between)
+        assert self.site.park.add(parked, self.site.first_lane) == []
+        return parked
+
+    def passed_on(self) -> list[Parked]:
+        return self.site.park.take_back()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World(max_parked=1000)
+    yield made
+    made.close()
+
+
+MakeCrew = Callable[..., Crew]
+
+
+@pytest.fixture
+def make_crew(world: World) -> MakeCrew:
+    def make(lanes: int = 2, ordinal: int = 0, pairs: Pairs | None = world.pairs, **terms: Any) -> Crew:
+        here = [Lane() for _ in range(lanes)]
+        site = world.sites[ordinal]
+        terms = {"head_timeout": 0, "keep_alive": 0} | terms
+        attendant = Attendant(site.park, here, Terms(**terms), site.claims, pairs)  # type: ignore[arg-type]
+        return Crew(site, here, attendant, time.monotonic())
+
+    return make
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client's end and the server's."""
+    client, request = socket.socketpair()
+    yield client, request
+    client.close()
+    request.close()
+
+
+Ends = tuple[socket.socket, socket.socket]
+
+
+def idle_lanes(world: World, ordinal: int, count: int) -> None:
+    """Say on the scoreboard that lanes of that worker have time."""
+    for row in world.board.quarters(world.berths[ordinal]).lanes[:count]:
+        row.idle()
+
+
+def arrivals(world: World, *, is_ready: bool) -> list[Parked]:
+    """What another worker would be given."""
+    [intake] = [each for each in world.sites[2].wakeups._posts.values() if each.is_ready is is_ready]
+    found = []
+    while (arrival := intake.receive()) is not None:
+        assert arrival.parked is not None
+        found.append(arrival.parked)
+        arrival.parked.request.close()
+    return found
+
+
+# -- how often it looks
+
+
+def test_looks_closely_only_while_every_lane_is_busy(make_crew: MakeCrew, ends: Ends) -> None:
+    """A lane that takes a connection asks for it; three looks that find a free lane end it."""
+    crew = make_crew()
+    crew.park(ends[1])
+    crew.be_busy(1)
+    crew.attendant.is_close = True
+    for _ in range(QUIET_LOOKS):
+        assert crew.attendant.deadline() <= crew.now + CLOSE_LOOK
+        crew.look(CLOSE_LOOK)
+    assert not crew.attendant.is_close
+    assert crew.attendant.deadline() > crew.now + CLOSE_LOOK
+
+
+def test_goes_on_looking_closely_while_all_are_busy(make_crew: MakeCrew, ends: Ends) -> None:
+    """However long."""
+    crew = make_crew()
+    crew.park(ends[1])
+    crew.be_busy(2)
+    crew.attendant.is_close = True
+    for _ in range(100):
+        crew.look(CLOSE_LOOK)
+    assert crew.attendant.is_close
+
+
+def test_does_not_look_closely_for_nobody(make_crew: MakeCrew) -> None:
+    """All lanes are busy for long, and nothing is parked: there is nothing to do, and no processor to burn."""
+    crew = make_crew()
+    crew.be_busy(2)
+    crew.attendant.is_close = True
+    for _ in range(QUIET_LOOKS):
+        crew.look(CLOSE_LOOK)
+    assert not crew.attendant.is_close
+    assert crew.attendant.deadline() == float("inf")
+
+
+# -- to workers that have time
+
+
+def test_ready_connection_goes_to_a_worker_that_has_time(world: World, make_crew: MakeCrew, ends: Ends) -> None:
+    """While every lane here is busy."""
+    crew = make_crew()
+    crew.park(ends[1])
+    ends[0].sendall(b"line\n")
+    crew.be_busy(2)
+    idle_lanes(world, 1, 1)
+    crew.attendant.is_close = True
+    crew.look()
+    assert len(arrivals(world, is_ready=True)) == 1
+    assert len(crew.site.park) == 0
+
+
+def test_nothing_goes_where_nobody_has_time(world: World, make_crew: MakeCrew, ends: Ends) -> None:
+    """It is in the epoll for the first lane here that has."""
+    crew = make_crew()
+    parked = crew.park(ends[1])
+    ends[0].sendall(b"line\n")
+    crew.be_busy(2)
+    crew.attendant.is_close = True
+    crew.look()
+    assert arrivals(world, is_ready=True) == []
+    assert crew.site.park.take(crew.site.wakeups.wait(0)) is parked
+
+
+def test_silent_connection_stays(world: World, make_crew: MakeCrew, ends: Ends) -> None:
+    """There is nothing to do for it."""
+    crew = make_crew()
+    crew.park(ends[1])
+    crew.be_busy(2)
+    idle_lanes(world, 1, 2)
+    crew.attendant.is_close = True
+    crew.look()
+    assert len(crew.site.park) == 1
+
+
+@pytest.mark.parametrize(("has_stock_finish", "moves"), [(True, True), (False, False)])
+def test_conversation_goes_if_no_finish_of_the_users_is_to_run(
+    world: World, make_crew: MakeCrew, ends: Ends, has_stock_finish: bool, moves: bool
+) -> None:
+    """Else it is for a lane here."""
+    crew = make_crew()
+    parked = crew.park(ends[1], has_stock_finish=has_stock_finish)
+    ends[0].sendall(b"line\n")
+    crew.be_busy(2)
+    idle_lanes(world, 1, 1)
+    crew.attendant.is_close = True
+    crew.look()
+    assert len(arrivals(world, is_ready=True)) == moves
+    assert crew.passed_on() == ([] if moves else [parked])
+
+
+# -- stress
+
+
+def test_waits_shrink_while_four_lanes_in_five_are_busy_for_a_second(make_crew: MakeCrew) -> None:
+    """To a fifth; and are as before when it has passed."""
+    crew = make_crew(lanes=5, first_byte_timeout=10)
+    pairs = [socket.socketpair() for _ in range(2)]
+    crew.park(pairs[0][1])
+    crew.be_busy(4)
+    crew.look(0.5)
+    crew.look(2)
+    assert crew.attendant.is_stressed
+    crew.look(0.6)
+    assert len(crew.site.park) == 0
+    crew.be_busy(3)
+    crew.look(0.1)
+    assert not crew.attendant.is_stressed
+    crew.park(pairs[1][1])
+    crew.look(9)
+    assert len(crew.site.park) == 1
+    for pair in pairs:
+        for each in pair:
+            each.close()
+
+
+def test_busy_lanes_now_and_then_are_no_stress(make_crew: MakeCrew) -> None:
+    """A second without a break."""
+    crew = make_crew(lanes=5)
+    for _ in range(10):
+        crew.be_busy(5)
+        crew.look(0.9)
+        crew.be_busy(3)
+        crew.look(0.1)
+        assert not crew.attendant.is_stressed
+
+
+# -- on the way out
+
+
+def test_leaving_worker_hands_over_what_waits(world: World, make_crew: MakeCrew) -> None:
+    """New ones at once; a conversation once a lane has finished its handler."""
+    crew = make_crew()
+    pairs = [socket.socketpair() for _ in range(2)]
+    crew.park(pairs[0][1])
+    talking = crew.park(pairs[1][1], has_stock_finish=False)
+    crew.attendant.drain(crew.now, hand_over=True)
+    assert len(arrivals(world, is_ready=False)) == 1
+    assert crew.passed_on() == [talking]
+    assert talking.is_leaving
+    assert talking.ending is None
+    for pair in pairs:
+        for each in pair:
+            each.close()
+
+
+def test_leaving_worker_hands_over_what_is_parked_later(world: World, make_crew: MakeCrew, ends: Ends) -> None:
+    """By a lane that was in the middle of an exchange, or of an accept."""
+    crew = make_crew()
+    crew.attendant.drain(crew.now, hand_over=True)
+    crew.park(ends[1])
+    crew.attendant.is_close = True
+    crew.look()
+    assert len(arrivals(world, is_ready=False)) == 1
+    assert not crew.attendant.is_close
+
+
+def test_what_finds_no_room_on_the_way_is_sent_as_soon_as_there_is(world: World, make_crew: MakeCrew) -> None:
+    """Hundreds fit at once: the rest stays ours until then."""
+    crew = make_crew()
+    pairs = [socket.socketpair() for _ in range(600)]
+    for _, request in pairs:
+        crew.park(request)
+    crew.attendant.drain(crew.now, hand_over=True)
+    assert 0 < len(crew.attendant.unsent) < 600
+    assert crew.attendant.deadline() <= crew.now + CLOSE_LOOK
+    count = len(arrivals(world, is_ready=False))
+    while crew.attendant.unsent:
+        crew.look(CLOSE_LOOK)
+        count += len(arrivals(world, is_ready=False))
+    assert count == 600
+    for pair in pairs:
+        for each in pair:
+            each.close()
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_service_that_stops_ends_conversations_and_waits_a_little_for_the_silent(
+    world: World, make_crew: MakeCrew, pairs: bool
+) -> None:
+    """Nobody goes on with them. One that has asked already is answered first."""
+    crew = make_crew(pairs=world.pairs if pairs else None)
+    sockets = [socket.socketpair() for _ in range(3)]
+    talking, asking = (crew.park(each[1], has_stock_finish=True) for each in sockets[:2])
+    crew.park(sockets[2][1])
+    sockets[1][0].sendall(b"line\n")
+    crew.attendant.drain(crew.now, hand_over=False)
+    assert crew.passed_on() == [talking]
+    assert talking.ending is Outcome.SERVED
+    assert crew.site.park.take(crew.site.wakeups.wait_parked(0)) is asking
+    assert len(crew.site.park) == 1
+    crew.look(DRAIN_PATIENCE + 0.2)
+    assert len(crew.site.park) == 0
+    for pair in sockets:
+        for each in pair:
+            each.close()
+
+
+@pytest.mark.parametrize("drains_before", [False, True])
+def test_cut_leaves_nobody(world: World, make_crew: MakeCrew, drains_before: bool) -> None:
+    """New ones are closed; conversations are for the lanes to finish, and closed when there is no lane any more."""
+    crew = make_crew(head_timeout=0)
+    sockets = [socket.socketpair() for _ in range(3)]
+    crew.park(sockets[0][1])
+    if drains_before:
+        crew.attendant.drain(crew.now, hand_over=False)
+    talking = crew.park(sockets[1][1], has_stock_finish=True)
+    crew.attendant.cut()
+    [passed] = crew.passed_on()
+    assert (passed, passed.ending) == (talking, Outcome.CUT)
+    assert sockets[0][0].recv(1) == b""
+    crew.site.park.pass_to_lane(talking)
+    late = crew.park(sockets[2][1], has_stock_finish=True)
+    crew.attendant.close()
+    assert sockets[1][0].recv(1) == sockets[2][0].recv(1) == b""
+    assert late.ending is Outcome.CUT
+    assert world.board.all_totals()["cut"] == 3
+    for pair in sockets:
+        for each in pair:
+            each.close()
+
+
+def test_stress_is_no_matter_for_one_that_leaves(make_crew: MakeCrew, ends: Ends) -> None:
+    """Its limits are those of the drain."""
+    crew = make_crew(lanes=1, first_byte_timeout=100)
+    crew.park(ends[1])
+    crew.be_busy(1)
+    crew.look(0.1)
+    crew.attendant.drain(crew.now, hand_over=False)
+    crew.look(0.5)
+    assert len(crew.site.park) == 1
+    crew.look(0.6)
+    assert len(crew.site.park) == 0

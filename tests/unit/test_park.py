@@ -1,0 +1,364 @@
+"""One park, step by step: looks that never wait, edges that are never lost, limits, shares, and who is closed how."""
+
+import math
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from park_world import LANES, LIMITS, MAX_HEAD, MAX_PARKED, Site, Talk, World, station
+
+from poolserver.park import TRANSIT_PATIENCE
+from poolserver.parked import READY, Limits, Parked, look
+from poolserver.rows import Outcome
+from poolserver.station import Terms
+from poolserver.waits import Verdict, Wait
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client's end and the server's."""
+    client, request = socket.socketpair()
+    yield client, request
+    client.close()
+    request.close()
+
+
+Ends = tuple[socket.socket, socket.socket]
+
+
+def add(site: Site, request: Any, **changes: Any) -> Parked:
+    """Park a connection of the world's, in the name of its first lane."""
+    parked = Parked(site.here, request, ("192.0.2.1", 0), time.monotonic(), **changes)
+    assert site.park.add(parked, site.first_lane) == ([parked] if parked.ending is not None else [])
+    return parked
+
+
+def staged(site: Site) -> tuple[int, int, int]:
+    return len(site.park.silent), len(site.park.speaking), len(site.park.between)
+
+
+# -- looks
+
+
+@pytest.mark.parametrize("timeout", [None, 0.0, 60.0])
+def test_look_at_a_silent_connection_does_not_wait(ends: Ends, timeout: float | None) -> None:
+    """A time-out of the socket's own would make recv wait for it, and tell of a reset then."""
+    ends[1].settimeout(timeout)
+    assert look(ends[1], Wait.DATA, MAX_HEAD) is Verdict.SILENT
+
+
+def test_look_takes_nothing(ends: Ends) -> None:
+    """What it saw is there for the handler."""
+    ends[0].sendall(b"hello\n")
+    assert [look(ends[1], wait, MAX_HEAD) for wait in (Wait.DATA, Wait.LINE, Wait.HTTP)] == [
+        Verdict.COMPLETE,
+        Verdict.COMPLETE,
+        Verdict.COMPLETE,  # no request: http.server answers it by itself
+    ]
+    assert ends[1].recv(100) == b"hello\n"
+
+
+def test_look_sees_an_end_after_what_is_unread(ends: Ends) -> None:
+    """A part of a line and no more: all that will ever be there is there. Then the end."""
+    ends[0].sendall(b"hel")
+    assert look(ends[1], Wait.LINE, MAX_HEAD) is Verdict.PARTIAL
+    ends[0].shutdown(socket.SHUT_WR)
+    assert look(ends[1], Wait.LINE, MAX_HEAD) is Verdict.COMPLETE
+    ends[1].recv(100)
+    assert look(ends[1], Wait.LINE, MAX_HEAD) is Verdict.ENDED
+
+
+def test_look_sees_a_reset_and_a_closed_socket(ends: Ends) -> None:
+    """Neither is ever ready."""
+    ends[1].sendall(b"unread")
+    ends[0].close()
+    assert look(ends[1], Wait.DATA, MAX_HEAD) is Verdict.RESET
+    ends[1].close()
+    assert look(ends[1], Wait.DATA, MAX_HEAD) is Verdict.RESET
+
+
+@pytest.mark.parametrize("wait", [Wait.DATA, Wait.LINE, Wait.HTTP])
+def test_look_at_tls_waits_for_any_byte(ends: Ends, wait: Wait) -> None:
+    """What can be seen of it is encrypted."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with context.wrap_socket(ends[1], server_side=True, do_handshake_on_connect=False) as request:
+        assert look(request, wait, MAX_HEAD) is Verdict.SILENT
+        ends[0].sendall(b"\x16")
+        assert look(request, wait, MAX_HEAD) is Verdict.COMPLETE
+
+
+# -- events
+
+
+class Seen(Parked):
+    """Does something while it is looked at, once."""
+
+    on_look: Callable[[], object] | None = None
+
+    def look(self, most: int) -> Verdict:
+        verdict = super().look(most)
+        if self.on_look is not None:
+            act, self.on_look = self.on_look, None
+            act()
+        return verdict
+
+
+def test_event_that_meets_a_connection_in_another_lanes_hands_is_not_lost(world: World, ends: Ends) -> None:
+    """The rest of its line comes just after the look: another lane takes the edge, this one looks once more."""
+    site, client = world.sites[0], ends[0]
+    parked = Seen(site.here, ends[1], ("192.0.2.1", 0), time.monotonic())
+    assert site.park.add(parked, 0) == []
+    client.sendall(b"hel")
+    told = site.wakeups.wait(0)
+
+    def rest_comes() -> None:
+        client.sendall(b"lo\n")
+        assert site.park.take(site.wakeups.wait(0)) is None
+
+    parked.on_look = rest_comes
+    assert site.park.take(told) is parked
+    assert staged(site) == (0, 0, 0)
+
+
+def test_connection_in_a_lanes_hands_is_nobody_elses(world: World, ends: Ends) -> None:
+    """Neither due, nor evicted, nor taken out."""
+    site, client = world.sites[0], ends[0]
+    parked = Seen(site.here, ends[1], ("192.0.2.1", 0), time.monotonic() - 1000)
+    site.park.add(parked, 0)
+    client.sendall(b"hel")
+    others: list[object] = []
+
+    def others_try() -> None:
+        others.extend(site.park.due(time.monotonic(), LIMITS))
+        others.extend(site.park.take_out())
+
+    parked.on_look = others_try
+    assert site.park.take(parked.fd) is None
+    assert others == []
+    assert staged(site) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("told", [0, 999_999])
+def test_event_of_a_connection_that_is_gone_means_nothing(world: World, told: int) -> None:
+    """It was cut, or taken, since the epoll told."""
+    assert world.sites[0].park.take(told) is None
+
+
+# -- limits
+
+
+def test_limits_cut_by_stage_and_count_as_what(world: World) -> None:
+    """Silent, in the middle of its line, between two requests."""
+    site = world.sites[0]
+    pairs = [socket.socketpair() for _ in range(3)]
+    pairs[1][0].sendall(b"hel")
+    for number, (_, request) in enumerate(pairs):
+        add(site, request, conversation=Talk(has_stock_finish=True) if number == 2 else None, is_between=number == 2)
+    while site.wake():
+        pass
+    assert staged(site) == (1, 1, 1)
+    now = time.monotonic()
+    assert site.park.nearest(LIMITS) == pytest.approx(now + 10, abs=5)
+    assert site.park.due(now + 9, LIMITS) == []
+    cut = [(seconds, site.park.due(now + seconds, LIMITS)) for seconds in (10.5, 20.5, 30.5)]
+    assert [[parked.ending for parked in due] for _, due in cut] == [
+        [Outcome.TIMEOUT_FIRST_BYTE],
+        [Outcome.TIMEOUT_HEAD],
+        [Outcome.TIMEOUT_KEEP_ALIVE],
+    ]
+    assert site.park.nearest(LIMITS) == math.inf
+    for mine, theirs in pairs:
+        mine.close()
+        theirs.close()
+
+
+@pytest.mark.parametrize("is_between", [False, True])
+def test_connection_that_waits_for_a_lane_is_not_cut(world: World, ends: Ends, is_between: bool) -> None:
+    """It has sent all that was waited for, and no lane had time: that is not its client's silence."""
+    site = world.sites[0]
+    parked = add(site, ends[1], is_between=is_between)
+    ends[0].sendall(b"line\n")
+    assert site.park.due(time.monotonic() + 1000, LIMITS) == []
+    assert site.park.take(site.wakeups.wait(0)) is parked
+
+
+def test_connection_that_was_found_speaking_at_its_limit_has_the_limit_of_its_head(world: World, ends: Ends) -> None:
+    """No lane had looked at it before."""
+    site = world.sites[0]
+    add(site, ends[1])
+    ends[0].sendall(b"hel")
+    assert site.park.due(time.monotonic() + 11, LIMITS) == []
+    assert staged(site) == (0, 1, 0)
+    assert [parked.ending for parked in site.park.due(time.monotonic() + 21, LIMITS)] == [Outcome.TIMEOUT_HEAD]
+
+
+def test_head_between_two_requests_has_its_time_from_its_first_byte(world: World, ends: Ends) -> None:
+    """However long the client was silent before."""
+    site = world.sites[0]
+    parked = Parked(site.here, ends[1], ("192.0.2.1", 0), time.monotonic() - 29, is_between=True)
+    site.park.add(parked, 0)
+    ends[0].sendall(b"hel")
+    site.wake()
+    assert site.park.due(time.monotonic() + 19, LIMITS) == []
+    assert site.park.due(time.monotonic() + 21, LIMITS) == [parked]
+
+
+@pytest.mark.parametrize(
+    ("terms", "shrink", "expected"),
+    [
+        ({}, 1.0, (30.0, Outcome.TIMEOUT_HEAD, 30.0, 75.0)),
+        ({"first_byte_timeout": 10}, 1.0, (10.0, Outcome.TIMEOUT_FIRST_BYTE, 30.0, 75.0)),
+        ({"first_byte_timeout": 40}, 1.0, (30.0, Outcome.TIMEOUT_HEAD, 30.0, 75.0)),
+        ({"head_timeout": 0, "keep_alive": 0}, 1.0, (math.inf, Outcome.TIMEOUT_FIRST_BYTE, math.inf, math.inf)),
+        ({"first_byte_timeout": 10}, 0.2, (2.0, Outcome.TIMEOUT_FIRST_BYTE, 6.0, 15.0)),
+    ],
+)
+def test_limits_are_those_of_the_configuration(terms: dict, shrink: float, expected: tuple) -> None:
+    """0 is off; under stress all shrink."""
+    limits = Limits.of(Terms(**terms), shrink)
+    assert (limits.silent, limits.silent_ending, limits.head, limits.keep_alive) == pytest.approx(expected)
+
+
+# -- ends that others make
+
+
+def test_connection_that_its_handler_has_closed_is_not_parked(world: World, ends: Ends) -> None:
+    """And said nothing of an end: it is over, and its place is given back."""
+    site = world.sites[0]
+    source = world.source(1)
+    site.claims.claim(site.first_lane, source)
+    ends[1].close()
+    parked = Parked(site.here, ends[1], ("192.0.2.1", 0), 0.0, source.number, is_between=True)
+    assert site.park.add(parked, site.first_lane) == [parked]
+    assert parked.ending is Outcome.SERVED
+    site.park.drop(parked)
+    assert world.claims.active(source) == 0
+
+
+def test_connection_that_was_closed_while_parked_disturbs_nobody_and_is_found_at_its_limit(world: World) -> None:
+    """By a thread of its handler; a newcomer has its number, and its events."""
+    site = world.sites[0]
+    first, client = socket.socketpair()
+    old = add(site, first, conversation=Talk(has_stock_finish=True), is_between=True)
+    first.close()
+    second, newcomer = socket.socketpair()
+    assert second.fileno() == old.fd
+    new = add(site, second)
+    assert site.park.due(time.monotonic() + 31, Limits(math.inf, Outcome.CUT, math.inf, 30)) == [old]
+    newcomer.sendall(b"line\n")
+    assert site.park.take(site.wakeups.wait(0)) is new
+    for each in (client, second, newcomer):
+        each.close()
+
+
+def test_connection_that_cannot_be_watched_is_refused(world: World, tmp_path) -> None:
+    """As when the system's memory for watches is used up: here, what no epoll takes."""
+    site = world.sites[0]
+    with (tmp_path / "file").open("w") as file:
+        parked = Parked(site.here, file, ("192.0.2.1", 0), time.monotonic())
+        assert site.park.add(parked, 0) == [parked]
+    assert parked.ending is Outcome.REFUSED_MAX_PARKED
+    assert staged(site) == (0, 0, 0)
+
+
+def test_dropped_connection_is_closed_though_files_of_it_are_open(world: World, ends: Ends) -> None:
+    """Of a handler that nobody has finished; and though another process may have a copy."""
+    copy = ends[1].dup()
+    rfile = ends[1].makefile("rb")
+    parked = add(world.sites[0], ends[1])
+    world.sites[0].park.take_out()
+    world.sites[0].park.drop(parked)
+    assert ends[0].recv(1) == b""
+    assert ends[1].fileno() == -1
+    rfile.close()
+    copy.close()
+
+
+# -- shares and transits
+
+
+def test_workers_share_what_may_be_parked(world: World) -> None:
+    """What one has the others have not: over the bound each keeps at least one."""
+    pairs = [socket.socketpair() for _ in range(3 * MAX_PARKED)]
+    for number, (_, request) in enumerate(pairs):
+        site = world.sites[number % 3]
+        for victim in site.park.add(Parked(site.here, request, ("192.0.2.1", 0), time.monotonic()), 0):
+            site.park.drop(victim)
+    parked = [len(site.park) for site in world.sites]
+    assert sum(parked) <= MAX_PARKED + 2
+    assert min(parked) >= 1
+    for pair in pairs:
+        for each in pair:
+            each.close()
+
+
+def test_place_of_one_that_never_arrives_is_given_back(world: World, ends: Ends) -> None:
+    """Its receiver died with it in its hands."""
+    site, source = world.sites[0], world.source(1)
+    site.claims.claim(site.first_lane, source)
+    parked = add(site, ends[1], claim=source.number)
+    site.park.take_out()
+    assert site.park.send(parked, lambda _parked, _place: True)
+    site.park.settle(time.monotonic() + TRANSIT_PATIENCE - 1)
+    assert world.claims.active(source) == 1
+    site.park.settle(time.monotonic() + TRANSIT_PATIENCE + 1)
+    assert world.claims.active(source) == 0
+    assert not world.claims.standing()
+
+
+def test_connection_that_cannot_be_sent_stays_and_counts(world: World, ends: Ends) -> None:
+    """The pair is full."""
+    site, source = world.sites[0], world.source(1)
+    site.claims.claim(site.first_lane, source)
+    parked = add(site, ends[1], claim=source.number)
+    site.park.take_out()
+    assert not site.park.send(parked, lambda _parked, _place: False)
+    assert world.claims.active(source) == 1
+    assert ends[1].fileno() >= 0
+    site.park.drop(parked)
+    assert world.claims.active(source) == 0
+
+
+def test_one_that_was_lost_on_its_way_is_counted(world: World) -> None:
+    """Its receiver had no descriptor for it."""
+    site = world.sites[0]
+    place = site.claims.send(1, world.source(1).number)
+    site.park.arrived(place, is_lost=True)
+    assert world.claims.active(world.source(1)) == 0
+    assert world.board.all_totals()["cut"] == 1
+
+
+def test_parted_lanes_are_woken_by_the_parked_alone(world: World, ends: Ends) -> None:
+    """Not by what other workers send: that is for those who stay."""
+    site, other = world.sites[0], world.sites[1]
+    parked = add(site, ends[1])
+    site.park.part()
+    moved, client = socket.socketpair()
+    add(other, moved)
+    [each] = other.park.take_out()
+    world.connect(other, 1, b"")
+    other.move_out()
+    assert site.wakeups.wait(0) is None
+    ends[0].sendall(b"line\n")
+    assert site.park.take(site.wakeups.wait_parked(0)) is parked
+    site.park.pass_to_lane(parked)
+    assert site.wakeups.wait_parked(0) is parked
+    other.park.drop(each)
+    client.close()
+
+
+def test_sites_have_lanes_enough() -> None:
+    """What the model rests on."""
+    assert LANES > 1
+    assert station().between is Wait.LINE
+    assert READY == (Verdict.COMPLETE, Verdict.ENDED)
