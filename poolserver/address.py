@@ -69,7 +69,8 @@ def parse(url: str) -> list[Address]:
     if scheme == "systemd" and colon:
         return [Address("systemd", socket.AF_UNSPEC, rest)]
     if scheme not in _SCHEMES or not colon:
-        known = "tcp://HOST:PORT, likewise tls: and udp:, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:"
+        known = "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N"
+        known += ", systemd:"
         raise ConfigError(f"server.bind: {url!r} is not an address (known: {known})")
     if scheme.startswith("unix"):
         return [_parse_unix(url, scheme, rest)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import handlers, log
+from poolserver import handlers, log, tls
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
@@ -16,7 +16,6 @@ from poolserver.privileges import Account
 from poolserver.sections import Config, Tls
 from poolserver.shortage import most_descriptors
 from poolserver.surroundings import refuse_daemon
-from poolserver.tls import context_for
 
 OTHER_DESCRIPTORS = 64
 """What a worker has open beside its connections, and its handlers' own files, at a guess."""
@@ -42,12 +41,12 @@ def examine(loaded: Loaded) -> Report:
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
     checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)]
     checks += [refuse_daemon] if settings.server.daemonize else []
-    checks.append(lambda: context_for(settings.server.bind, **settings.tls.model_dump(exclude={"handshake_timeout"})))
     for is_usable in checks:
         try:
             is_usable()
         except ConfigError as error:
             report.problems.append(str(error))
+    _try_certificate(settings, report)
     if settings.control.socket and not Path(settings.control.socket).parent.is_dir():
         report.problems.append(f"control.socket: the folder of {settings.control.socket} does not exist")
     if settings.server.chdir and not Path(settings.server.chdir).is_dir():
@@ -116,6 +115,14 @@ def _try_handler(settings: Config, addresses: list[Address], report: Report) -> 
     except ConfigError as error:
         report.problems.append(str(error))
         report.details = error.details
+
+
+def _try_certificate(settings: Config, report: Report) -> None:
+    section = settings.tls
+    try:
+        tls.context_for(settings.server.bind, **section.model_dump(exclude={"handshake_timeout"}))
+    except ConfigError as error:
+        report.problems.append(str(error))
 
 
 def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:

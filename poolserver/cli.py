@@ -17,6 +17,7 @@ from poolserver.config import Loaded, Option, environment, load
 from poolserver.errors import ConfigError, PoolserverError, UsageError
 from poolserver.remote import PATIENCE, Server, located
 from poolserver.sections import json_schema
+from poolserver.unit import Installation, Units
 
 _EXIT_CODES = """
 \b
@@ -70,7 +71,10 @@ def cli() -> None:
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options that ``run`` and ``check`` share."""
-    urls = "tcp://HOST:PORT, likewise tls: and udp:, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:[NAME]"
+    urls = (
+        "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N,"
+        " systemd:[NAME]"
+    )
     helps = {
         "config": "TOML file with the configuration.",
         "bind": f"Where to listen; may repeat. {urls}.  [default: tcp://127.0.0.1:20000]",
@@ -271,6 +275,23 @@ def stacks(**where: Any) -> None:
     with _asked(**where) as server:
         told = server.ask("stacks", patience=2 * PATIENCE)
     click.echo(whereabouts.stacks_text(told["stacks"], told["status"]))
+
+
+@cli.command("unit", epilog=_EXIT_CODES)
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="TOML file with the configuration.")
+def unit_command(path: Path | None) -> None:
+    """Print a hardened systemd service for this configuration, then, after a line `# --- NAME.socket`, its socket unit.
+
+    With the socket unit, which may be left out, systemd binds the listeners: then no restart refuses anybody, and a low
+    port needs no privilege.
+    """
+    loaded = _loaded(None, path, (), None, None, (), is_daemon=False)
+    program = Path(sys.argv[0]).absolute()
+    command = [str(program)] if program.name == "poolserver" else [sys.executable, "-m", "poolserver"]
+    environ = environment()
+    searched = [Path(folder) for folder in environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    units = Units(loaded, Installation(command, [Path(sys.prefix), Path(sys.base_prefix), *searched], environ))
+    click.echo(f"# {units.name}.service\n{units.service()}\n# --- {units.name}.socket\n{units.socket()}", nl=False)
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 Runs in a worker (so that a restart loads new code), in the one process of ``-w 0``, and in ``check``.
 """
 
+import errno
 import importlib
 import inspect
 import logging
@@ -231,7 +232,7 @@ def _server_for(service: Service, listener: Listener) -> LaneServer:
     names = {"address_family": listener.address.family, "seat": shared(listener.socket)}
     cls = type(stock.__name__, (_Seated, adapted(stock)), names | {"__module__": stock.__module__})
     try:
-        server = cast(_Seated, _call(cls, listener.socket.getsockname(), service.handler))
+        server = _made(cls, listener, service.handler)
         server.take_seat()
         return server
     except ConfigError:
@@ -241,6 +242,23 @@ def _server_for(service: Service, listener: Listener) -> LaneServer:
             f"server class {stock.__name__} cannot be made for {listener.url}: {type(error).__name__}: {error}",
             traceback.format_exc(),
         ) from error
+
+
+def _made(cls: type[_Seated], listener: Listener, handler: Any) -> _Seated:
+    """The constructor opens a socket, if only to throw it away: where no family but AF_UNIX may be opened, one of that.
+
+    Source: systemd.exec(5), RestrictAddressFamilies=.
+    """
+    address = listener.socket.getsockname()
+    try:
+        return cast(_Seated, _call(cls, address, handler))
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
+    cls.address_family = socket.AF_UNIX
+    server = cast(_Seated, _call(cls, address, handler))
+    server.address_family = listener.address.family
+    return server
 
 
 def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> socketserver.BaseServer:

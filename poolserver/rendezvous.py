@@ -24,7 +24,7 @@ def folders(environ: Mapping[str, str], uid: int) -> list[Path]:
 def default_path(name: str, environ: Mapping[str, str], uid: int) -> Path:
     """The path of the server with this name, where none is configured."""
     if directories := environ.get("RUNTIME_DIRECTORY"):  # several are separated by colons: systemd.exec(5)
-        return Path(directories.partition(":")[0], "control.sock")
+        return Path(directories.partition(":")[0]).resolve() / "control.sock"  # with DynamicUser= it may be a link
     return folders(environ, uid)[0] / f"{name}.sock"
 
 
