@@ -120,8 +120,9 @@ class Account:
 
     def may_read(self, path: Path) -> bool:
         """Whether it can read a file, or what is in a folder, tried with its rights."""
+        wanted = os.R_OK | (os.X_OK if path.is_dir() else 0)
         with self.assumed():
-            return os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0), effective_ids=True)
+            return os.access(path, wanted, effective_ids=True)
 
     def _prove(self) -> None:
         has = (*os.getresuid(), *os.getresgid())
