@@ -86,6 +86,10 @@ def _account_hazards(settings: Config, addresses: list[Address], account: Accoun
     low = [address.url for address in addresses if isinstance(address.sockaddr, tuple) and address.sockaddr[1] < first]
     if low:
         yield f"{low[0]}: only root can bind it: after a reload or upgrade that moves it, a restart is needed"
+    section = settings.tls
+    for key, path in (("certificate", section.certificate), ("key", section.key), ("client_ca", section.client_ca)):
+        if path and not account.may_read(Path(path)):
+            yield f"tls.{key}: {account.name} may not read {path}: a reload will fail, and only a restart renews it"
     files = {"log.file": settings.log.file, "server.pidfile": settings.server.pidfile}
     files |= {address.url: str(address.sockaddr) for address in addresses if address.has_file}
     for what, path in files.items():

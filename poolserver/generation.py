@@ -119,7 +119,7 @@ class Succession:
         manager: The service manager, which may have passed listeners, and may keep ours for the next master.
 
     Raises:
-        ConfigError: a bind URL cannot be parsed.
+        ConfigError: a bind URL cannot be parsed, or the certificate cannot be used.
         SystemRefusedError: an address cannot be bound.
     """
 
@@ -134,8 +134,9 @@ class Succession:
         self._number = 1
         self._next: _Draft | None = None
         self._went: list[Listener] = []
+        terms = terms_of(loaded.config, loaded.config.socket.backlog)  # may raise: before anything is bound
         groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config), passed=manager.passed)
-        self._present = self._drafted(loaded, groups, _Logs(*log.present()))
+        self._present = self._drafted(loaded, terms, groups, _Logs(*log.present()))
         manager.drop_unclaimed()
         self._keep()
 
@@ -255,7 +256,7 @@ class Succession:
 
     def _prepared(self, loaded: Loaded) -> _Draft:
         settings = loaded.config
-        options = listener_options(settings)
+        options, terms = listener_options(settings), terms_of(settings, settings.socket.backlog)
         logs = self._present.logs.following(self.settings.log, settings.log)
         try:
             groups = bind_groups(settings.server.bind, options, self._present.groups, self._manager.passed)
@@ -265,12 +266,11 @@ class Succession:
         retuned = [
             replace(group, listeners=tuple(each.with_options(options) for each in group.listeners)) for group in groups
         ]
-        return self._drafted(loaded, retuned, logs)
+        return self._drafted(loaded, terms, retuned, logs)
 
-    def _drafted(self, loaded: Loaded, groups: Sequence[Group], logs: "_Logs") -> _Draft:
+    def _drafted(self, loaded: Loaded, terms: Terms, groups: Sequence[Group], logs: "_Logs") -> _Draft:
         settings = loaded.config
         listeners = [listener for group in groups for listener in group.listeners]
-        terms = terms_of(settings, settings.socket.backlog)
 
         def make_stations() -> list[Station]:
             return handlers.stations(self._service or load(settings), listeners, terms)
