@@ -25,15 +25,18 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created))
-        text = harmless_line(record.getMessage())
         stamp += f".{int(record.msecs):03d}" + time.strftime("%z", time.localtime(record.created))
-        line = f"{stamp} {record.levelname} {vars(record)['role']} [{record.process}]: {text}"
+        return f"{stamp} {record.levelname} {vars(record)['role']} [{record.process}]: {self.body(record)}"
+
+    def body(self, record: logging.LogRecord) -> str:
+        """What is said, and below it a traceback, if there is one."""
+        text = harmless_line(record.getMessage())
         if hasattr(record, "lost"):
-            line += f" ({record.lost} earlier lines lost)"
+            text += f" ({record.lost} earlier lines lost)"
         details = record.exc_text or record.stack_info or getattr(record, "details", "")
         if record.exc_info and not record.exc_text:
             details = self.formatException(record.exc_info)
-        return "\n".join([line, *map(_below, harmless(str(details)).splitlines())])
+        return "\n".join([text, *map(_below, harmless(str(details)).splitlines())])
 
 
 def harmless(text: str) -> str:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 
 import setproctitle
 
+from poolserver import journal
 from poolserver.errors import ConfigError
+from poolserver.journal import LOWEST_OWN_FD, Journal
 from poolserver.lines import formatter
 from poolserver.privileges import Account, made_for
 
@@ -25,20 +27,14 @@ ACCESS = "poolserver.access"
 
 _PIPE_BUF = 4096
 
-_LOWEST_OWN_FD = 10
-"""A handler that closes descriptors 0–9 must not make the next client's connection our log."""
-
 Announce = Callable[[str], None]
 """Tells whoever waits for it, in one line, that the pool serves."""
-
-_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-"""What the journal calls them. Source: syslog(3)."""
 
 _speaker = "poolserver"
 _has_standard_streams = False
 _service = ""
 _slot = 0
-_journal = ""
+_journal_stream = ""
 _handler: "LineHandler | None" = None
 _access_handler: "LineHandler | None" = None
 
@@ -49,9 +45,10 @@ class LineHandler(logging.Handler):
     Lines that cannot be written are counted, and the count is said when one can be.
     """
 
-    def __init__(self, path: str, owner: Account | None = None) -> None:
+    def __init__(self, path: str, owner: Account | None = None, native: Journal | None = None) -> None:
         super().__init__()
         self.path = path
+        self._native = native
         self._owner = owner
         self._lost = 0
         self._is_journal = not path and _is_journal(2)
@@ -59,7 +56,7 @@ class LineHandler(logging.Handler):
 
     def fileno(self) -> int:
         """The descriptor that it writes to."""
-        return self._fd
+        return self._fd if self._native is None else self._native.fileno()
 
     def reopen(self) -> None:
         """Write to the file that has the path now (after a rotation). A failure keeps the old one."""
@@ -81,7 +78,9 @@ class LineHandler(logging.Handler):
         Raises:
             OSError: the disk is full, for one.
         """
-        _write(self._fd, self._octets(logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)))
+        record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
+        record.role, record.service = _speaker, _service
+        _write(self._fd, self._octets(record))
 
     def follow(self) -> None:
         """In a daemon, have standard output and error go where the log goes: what handlers print, and last words."""
@@ -94,6 +93,8 @@ class LineHandler(logging.Handler):
         with self._held():
             fd, self._fd = self._fd, -1
         os.close(fd)
+        if self._native is not None:
+            self._native.close()
         super().close()
 
     @contextlib.contextmanager
@@ -109,16 +110,26 @@ class LineHandler(logging.Handler):
         try:
             if self._lost:
                 record.lost = self._lost
-            _write(self._fd, self._octets(record))
+            record.role, record.service = _speaker, _service
+            if not self._is_told_natively(record):
+                _write(self._fd, self._octets(record))
             self._lost = 0
         except Exception:  # noqa: BLE001 - disk full, pipe broken, a record that cannot be formatted: counted above
             self._lost += 1
 
+    def _is_told_natively(self, record: logging.LogRecord) -> bool:
+        if self._native is None:
+            return False
+        try:
+            self._native.send(record)
+        except OSError:
+            return False  # no room there now, or it is not there: standard error has a buffer of its own
+        return True
+
     def _octets(self, record: logging.LogRecord) -> bytes:
-        record.role, record.service = _speaker, _service
         text = self.format(record)
         if self._is_journal:
-            mark = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+            mark = f"<{journal.priority(record)}>"
             text = "\n".join(mark + line for line in text.split("\n"))
         return f"{text}\n".encode("utf-8", "backslashreplace")
 
@@ -142,7 +153,8 @@ def opened(path: str, kind: str = "text", owner: Account | None = None) -> LineH
     """
     lines = formatter(kind)
     try:
-        handler = LineHandler(path, owner)
+        is_native = not path and kind == "text" and _is_journal(2)
+        handler = LineHandler(path, owner, journal.opened() if is_native else None)
     except OSError as error:
         raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
     handler.setFormatter(lines)
@@ -164,7 +176,7 @@ def opened_access(access: bool | str, kind: str, owner: Account | None = None) -
 
 
 def configure(
-    level: str, path: str, kind: str, journal: str, owner: Account | None = None, access: bool | str = False
+    level: str, path: str, kind: str, stream: str, owner: Account | None = None, access: bool | str = False
 ) -> None:
     """Send the log of this daemon to ``path``, or to standard error if it is empty.
 
@@ -172,16 +184,16 @@ def configure(
         level: The least severity that is written.
         path: The file.
         kind: ``text`` or ``json``.
-        journal: The variable JOURNAL_STREAM: where standard error is the journal, lines begin with their priority.
-            Source: systemd.exec(5), sd-daemon(3).
+        stream: The variable JOURNAL_STREAM: where standard error is the journal, that gets entries of its own kind;
+            without the extra for it, lines that begin with their priority. Source: systemd.exec(5), sd-daemon(3).
         owner: Whose the files are to be.
         access: The path of the access log, where it has a file of its own.
 
     Raises:
         ConfigError: as ``opened``.
     """
-    global _journal
-    _journal = journal
+    global _journal_stream
+    _journal_stream = stream
     use(opened(path, kind, owner), level, opened_access(access, kind, owner))
 
 
@@ -190,7 +202,7 @@ def _is_journal(fd: int) -> bool:
         found = os.fstat(fd)
     except OSError:
         return False
-    return _journal == f"{found.st_dev}:{found.st_ino}"
+    return _journal_stream == f"{found.st_dev}:{found.st_ino}"
 
 
 def present() -> tuple[LineHandler, LineHandler | None]:
@@ -295,4 +307,4 @@ def _write(fd: int, octets: bytes) -> None:
 
 
 def _own_copy(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_OWN_FD)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_OWN_FD)

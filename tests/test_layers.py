@@ -20,7 +20,7 @@ LAYERS = """
     generation portions recycling handlers functions crew attendant deadlines mending here lane reception handling
     handover park access parked conversation shortage station door wakeups waits adapter binding listener systemd
     tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals
-    failures log lines privileges config sections values proxy_protocol tls admission sources claims networks
+    failures log journal lines privileges config sections values proxy_protocol tls admission sources claims networks
     scoreboard rows pool turnover fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
@@ -44,7 +44,7 @@ HOMES = {
     "signal.pthread_sigmask": {"signals"},
     "os.environ": {"config", "systemd"},
     "os.getenv": {"config"},
-    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues", "systemd"},
+    "socket.socket": {"handover", "journal", "listener", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
