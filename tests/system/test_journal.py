@@ -6,7 +6,6 @@ from signal import SIGCONT, SIGSTOP
 
 import pytest
 from clients import wait_for
-
 from test_notify import URL, service
 
 JOURNALD = "systemd-journald.service"

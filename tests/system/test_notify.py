@@ -2,7 +2,7 @@
 
 import struct
 import time
-from signal import SIGKILL, SIGSTOP
+from signal import SIGHUP, SIGKILL, SIGSTOP
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET, socket
 
 import pytest
@@ -75,9 +75,12 @@ class TestReady:
 
 
 class TestStop:
-    def test_stop_waits_for_open_connections(self, sandbox):
-        """Longer than the unit's own time-out, since the drain is extended as long as it goes on."""
-        sandbox.unit("pool.service", service(f"handlers:OrderHandler -b {URL} -w 1", "TimeoutStopSec=500ms"))
+    @pytest.mark.parametrize("mode", ["mixed", "control-group"])
+    def test_stop_waits_for_open_connections(self, sandbox, mode):
+        """Longer than the unit's own time-out, since the drain is extended as long as it goes on; also where systemd
+        tells the workers, too (R66)."""
+        more = f"TimeoutStopSec=500ms\nKillMode={mode}"
+        sandbox.unit("pool.service", service(f"handlers:OrderHandler -b {URL} -w 1", more))
         sandbox.systemctl("start", "pool")
         with sandbox.inside(lambda: connect(Served(URL))) as client:
             client.sendall(b"hold\n")
@@ -198,6 +201,24 @@ class TestStore:
         assert sandbox.ask(other, b"hello\n") == b"hello\n"
         with pytest.raises(ConnectionRefusedError):
             sandbox.ask(URL, b"hello\n")
+
+    def test_listener_that_a_reload_closes_leaves_the_store(self, sandbox):
+        """And one that it opens goes there."""
+        path = sandbox.share / "pool.toml"
+        text = '[server]\nhandler = "handlers:LineHandler"\nbind = ["tcp://127.0.0.1:20100", "{}"]\n'
+        path.write_text(text.format("tcp://127.0.0.1:20101"))
+        sandbox.unit("pool.service", service("-c /run/share/pool.toml -w 1"))
+        sandbox.systemctl("start", "pool")
+        path.write_text(text.format("unix:/run/share/other.sock"))
+        sandbox.kill(sandbox.main_pid("pool"), SIGHUP)
+        wait_for(lambda: "no longer listening on tcp://127.0.0.1:20101" in sandbox.service_log(), 20, "the reload")
+        wait_for(lambda: sandbox.show("pool", "NFileDescriptorStore") == "2", 10, "two in the store")
+        sandbox.kill(first := sandbox.main_pid("pool"), SIGKILL)
+        wait_for(lambda: sandbox.main_pid("pool") not in (0, first), 20, "another master")
+        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+        assert ask(Served(f"unix:{sandbox.share}/other.sock"), b"hello\n") == b"hello\n"
+        with pytest.raises(ConnectionRefusedError):
+            sandbox.ask("tcp://127.0.0.1:20101", b"hello\n")
 
 
 SOCKET = """
