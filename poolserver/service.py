@@ -107,6 +107,8 @@ def _serve(
     journal = environ.get("JOURNAL_STREAM", "")
     log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account, settings.log.access)
     log.introduce("master", settings.server.service_name)
+    if is_final:
+        log.keep_prints_from_waiting()
     shortage.raise_limit()
     # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
     served = _loaded_here(settings, handler) if account is None else None
