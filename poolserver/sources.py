@@ -87,7 +87,6 @@ class SourceTable:
         entry = self._memory.find(source.digest, start, start + _BUCKET_BYTES) >> 3
         if entry < 0 and (entry := self._taken(source, now_ns)) < 0:
             return True
-        self._used[entry] = now_ns
         arrivals, number, most = self._arrivals, source.number, burst * interval_ns
         seen = arrivals[entry]
         ahead = (seen ^ number) - now_ns
@@ -191,12 +190,17 @@ class SourceTable:
 
     def _taken(self, source: Source, now_ns: int) -> int:
         first = source.number % _BUCKETS * WAYS
-        used = self._used[first : first + WAYS].tolist()
+        used = [self._last_used(entry, now_ns) for entry in range(first, first + WAYS)]
         for way in sorted(range(WAYS), key=used.__getitem__):  # free ones were never used
             if self._is_forgettable(first + way, now_ns):
                 self._settle(first + way, source)
                 return first + way
         return -1
+
+    def _last_used(self, entry: int, now_ns: int) -> int:
+        """An arrival that came in left its time, or a later one: ``arrive`` stores one word, not two."""
+        arrival = self._arrivals[entry] ^ self._digests[entry]
+        return max(self._used[entry], arrival if arrival <= now_ns + FARTHEST_NS else 0)
 
     def _is_forgettable(self, entry: int, now_ns: int) -> bool:
         number = self._digests[entry]
