@@ -78,22 +78,21 @@ class Crew:
         posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
         self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
-        self.serves_queue = False
+        self.serves_queue = self._is_released = False
         self.shortage = Shortage()
         self.lost_listener = ""
         self._rows = quarters.lanes
         self._on_stop_asked = on_stop_asked
         self._on_released = on_released
-        self._is_released = False
         self._phase = Phase.SERVING
-        self._phase_ends = self._idle_ends = math.inf
+        self._phase_ends = self._idle_ends = self._next_service = math.inf
         self._next_tick = 0.0
-        self._next_service = math.inf
         self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
         self._attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
         self._threads: dict[Lane, threading.Thread] = {}
+        self._may_accept = threading.Event()
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
 
     @property
@@ -135,8 +134,9 @@ class Crew:
                 self._enter(Phase.DRAINING, 0)
                 self._wake()
 
-    def start(self) -> None:
-        """Start the lanes. From here on this process has threads, and must not fork."""
+    def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Start the lanes; ``on_ready`` comes before any of them can accept, and hold the interpreter's lock for good.
+        From here on this process has threads, and must not fork."""
         self.wakeups.open()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         if any(has_service_actions(station.server) for station in self.stations.values()):
@@ -148,6 +148,8 @@ class Crew:
         for number, row in enumerate(self._rows):
             self._lanes.append(Lane(number, self, row))
             self._start_thread(self._lanes[-1])
+        on_ready()
+        self._may_accept.set()
 
     def retire(self, within: float, *, serve_queue: bool, hand_over: bool = False) -> None:
         """Take no new connections but, if asked, the queued; give open ones ``within`` seconds, then cut them.
@@ -324,6 +326,7 @@ class Crew:
 
     def _run_lane(self, lane: Lane) -> None:
         self.here.lane = lane
+        self._may_accept.wait()
         try:
             lane.serve_forever()
         except BaseException:  # noqa: BLE001 - a defect here, not in a handler: said, then the lane is replaced

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, takewhile
 from typing import Any
 
+from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
 from poolserver.parked import READY, Limits, Parked
@@ -50,6 +51,7 @@ class Park:
         self._max_parked = terms.max_parked
         self._share = max(1, terms.max_parked // SHARES)
         self._max_head = terms.max_head
+        self._has_access_log = terms.has_access_log
         self._wakeups = wakeups
         self.row = quarters.crew
         self._ordinal = quarters.ordinal
@@ -156,9 +158,12 @@ class Park:
 
     def drop(self, parked: Parked) -> None:
         """Close one that no handler needs to see, and count its ending, in no lane's name."""
+        outcome = parked.ending or Outcome.CUT
         with self._lock:
             self._uncount(parked)
-            self.row.count(parked.ending or Outcome.CUT)
+            self.row.count(outcome)
+        if self._has_access_log and not (outcome.is_refusal and parked.conversation is None):
+            access.tell(parked.station, parked.address, None, parked.born, access.moved(parked.request), outcome)
         shut(parked.request)  # a child that a handler forked may have a copy
         close_for_good(parked.request)
 

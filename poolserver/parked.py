@@ -25,9 +25,10 @@ class Parked:
     """A connection that holds no lane.
 
     ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
-    ``claim``: the number of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is
-    over, and how; a lane has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on
-    with. ``wants_room``: what it waits for is that the client takes what was sent.
+    ``born``: when it was accepted, or came from another worker. ``claim``: the number of the source that it counts for,
+    0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
+    ``is_leaving``: a lane is to finish it for another worker to go on with. ``wants_room``: what it waits for is that
+    the client takes what was sent.
     """
 
     station: Station
@@ -47,6 +48,10 @@ class Parked:
     has_news: bool = False
     step: Step = Step.REQUEST
     wants_room: bool = False
+    born: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.born = self.born or self.since
 
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""

@@ -18,10 +18,10 @@ LAYERS = """
     __main__ cli top trends whereabouts tables check unit __init__ exporter server service surroundings daemonize
     pidfile vigil herald console companion control metrics queues rendezvous remote master parties resident worker
     generation portions recycling handlers functions crew attendant deadlines mending here lane reception handling
-    handover park parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info
-    socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals failures log
-    privileges config sections values proxy_protocol tls admission sources claims networks scoreboard rows pool
-    turnover fates roster reload tally repeats snapshot events states commands errors
+    handover park access parked conversation shortage station door wakeups waits adapter binding listener systemd
+    tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals
+    failures log journal lines privileges config sections values proxy_protocol tls admission sources claims networks
+    scoreboard rows pool turnover fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -44,7 +44,7 @@ HOMES = {
     "signal.pthread_sigmask": {"signals"},
     "os.environ": {"config", "systemd"},
     "os.getenv": {"config"},
-    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues", "systemd"},
+    "socket.socket": {"handover", "journal", "listener", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
