@@ -18,7 +18,7 @@ from poolserver.adapter import has_service_actions, peer_names, run_service_acti
 from poolserver.attendant import Attendant
 from poolserver.door import Door, Register
 from poolserver.failures import say_counted
-from poolserver.handover import Pairs, intakes
+from poolserver.handover import Intake, Pairs, intakes
 from poolserver.here import Here
 from poolserver.lane import Lane
 from poolserver.mending import keep_nonblocking, mend
@@ -76,18 +76,18 @@ class Crew:
         self.here = Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
         posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
+        self.intakes = [post for post in posts.values() if isinstance(post, Intake)]
         self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
-        self.serves_queue = self._is_released = False
-        self.shortage = Shortage()
-        self.lost_listener = ""
+        takers = [fd for fd, post in posts.items() if not isinstance(post, Station) or post.is_stream]
+        self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
+        self.lost_listener, self.serves_queue, self._is_released = "", False, False
         self._rows = quarters.lanes
         self._on_stop_asked = on_stop_asked
         self._on_released = on_released
         self._phase = Phase.SERVING
         self._phase_ends = self._idle_ends = self._next_service = math.inf
-        self._next_tick = 0.0
-        self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
+        self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
         self._attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
@@ -163,9 +163,9 @@ class Crew:
                 self.serves_queue = True
             else:
                 self.serves_queue = False
+            self._attendant.drain(time.monotonic(), hand_over=hand_over)
             if self._phase is Phase.SERVING:
                 self._enter(Phase.DRAINING, within)
-                self._attendant.drain(time.monotonic(), hand_over=hand_over)
                 self._idle_ends = time.monotonic() + IDLE_GRACE
             self._phase_ends = min(self._phase_ends, time.monotonic() + within)
         self._wake()
@@ -284,7 +284,7 @@ class Crew:
             self._cut_open()
         elif now >= self._idle_ends:
             self._idle_ends = now + IDLE_GRACE
-            is_idle = all(lane.request is None for lane in alive) and not self.has_parked
+            is_idle = all(lane.is_accepting and lane.request is None for lane in alive) and not self.has_parked
             if is_idle and not (self.serves_queue and self._has_queue()):
                 self._phase = Phase.OVER  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
 

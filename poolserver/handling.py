@@ -14,6 +14,7 @@ from poolserver.adapter import LaneServer, log_error, peer_name
 from poolserver.conversation import Conversation
 from poolserver.door import Door
 from poolserver.failures import log_failure
+from poolserver.handover import Intake
 from poolserver.park import Park
 from poolserver.parked import Parked
 from poolserver.rows import Outcome, Row
@@ -31,6 +32,7 @@ class CrewOfLane(Protocol):
     """What a lane asks of its crew."""
 
     stations: dict[int, Station]
+    intakes: list[Intake]
     wakeups: Wakeups[Any]
     serves_queue: bool
     shortage: Shortage

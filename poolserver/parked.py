@@ -55,7 +55,10 @@ class Parked:
 
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""
-        self.verdict = self._look_for_header() if self.step is Step.HEADER else look(self.request, self._wait(), most)
+        if self.step is Step.HEADER:
+            self.verdict = self._look_for_header()
+        else:
+            self.verdict = look(self.request, self._wait(), most, may_be_tls=self.station.may_be_tls)
         if self.wants_room and self.verdict is Verdict.SILENT and _has(self.request, select.POLLOUT):
             self.verdict = Verdict.COMPLETE
         if self.verdict in UNFIT and self.ending is None:
@@ -73,11 +76,11 @@ class Parked:
         return self.station.between if self.is_between else self.station.wait
 
 
-def look(request: Any, wait: Wait, most: int) -> Verdict:
+def look(request: Any, wait: Wait, most: int, *, may_be_tls: bool = False) -> Verdict:
     """Say how far a connection is, without reading or waiting."""
     if isinstance(request, ssl.SSLSocket):
         wait = Wait.DATA  # what can be seen is encrypted
-    return _look(request, 1 if wait is Wait.DATA else most, partial(judge, wait, most=most))
+    return _look(request, 1 if wait is Wait.DATA else most, partial(judge, wait, most=most, may_be_tls=may_be_tls))
 
 
 def _look(request: Any, most: int, judge: Callable[[bytes], Verdict]) -> Verdict:

@@ -38,6 +38,8 @@ class Station:
     """Whether another worker may go on with a conversation, by a new handler object."""
     may_block: bool = False
     """``get_request`` is the user's own and may take its time, over a TLS handshake, say."""
+    may_be_tls: bool = False
+    """The handler has a ``setup()`` of its own, which may put TLS on: no head or line can be waited for then."""
     queued: int = 0
     first_step: Step = Step.REQUEST
     """Where a connection begins; behind a header, from the next on."""

@@ -21,7 +21,8 @@ LAYERS = """
     handover park access parked conversation shortage station door wakeups waits adapter binding listener systemd
     tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals
     failures log journal streams lines privileges config sections values proxy_protocol tls admission sources claims
-    networks scoreboard rows pool turnover fates roster reload tally repeats snapshot events states commands errors
+    networks scoreboard rows crowds pool turnover fates roster reload tally repeats snapshot events states commands
+    errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -64,7 +65,7 @@ IMPORT_HOMES = {
     "prometheus_client": {"exporter"},
     "pydantic": {"sections", "config", "values"},
     "asyncio": {"aio"},
-    "mmap": {"claims", "scoreboard", "sources", "failures"},
+    "mmap": {"claims", "crowds", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}

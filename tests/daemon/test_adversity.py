@@ -1,5 +1,5 @@
-"""A machine that lets the service down: nobody reads what it prints, the disk is full, nothing can be forked, there is no
-/proc. It serves on, and says what it could not do."""
+"""A machine that lets the service down: nobody reads what it prints, the disk is full, no process can be forked, there
+is no /proc. It serves on, and says what it could not do."""
 
 import os
 import re
