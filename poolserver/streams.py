@@ -59,12 +59,8 @@ def keep_from_waiting(on_lost: Callable[[], None]) -> None:
     for fd, name in enumerate(_NAMES[1:], 1):
         stream = getattr(sys, name)
         if _is_of(stream, fd):
-            text = io.TextIOWrapper(
-                _Outlet(fd, on_lost),  # type: ignore[arg-type] - a raw file does, as with python -u
-                encoding=stream.encoding,
-                errors="backslashreplace",
-                line_buffering=True,
-            )
+            outlet: Any = _Outlet(fd, on_lost)  # a raw file does, as with python -u
+            text = io.TextIOWrapper(outlet, stream.encoding, "backslashreplace", line_buffering=True)
             setattr(sys, name, text)
 
 
