@@ -107,6 +107,12 @@ def call(spec: str, key: str) -> None:
         raise ConfigError(f"{key}: {spec}: {type(error).__name__}: {error}", traceback.format_exc()) from error
 
 
+def refuse_missing(spec: str, key: str) -> None:
+    """Refuse what ``key`` names if ``call`` could not call it. Raises ConfigError."""
+    if spec and not callable(_import(spec, key)):
+        raise ConfigError(f"{key}: {spec} is no function")
+
+
 def fitting(service: Service, address: Address) -> None:
     """Refuse a handler on a kind of address that it cannot serve, and one that waits for what there is not.
 
