@@ -67,6 +67,9 @@ IMPORT_HOMES = {
     "asyncio": {"aio"},
     "mmap": {"claims", "crowds", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
+    "pickle": set[str](),  # C04: whoever writes a pickle runs code in whoever reads it
+    "marshal": set[str](),
+    "shelve": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
 PURE = dict.fromkeys(("pool", "turnover", "fates", "roster", "reload", "admission", "repeats", "waits"), _OS) | {

@@ -341,7 +341,7 @@ class TestWhere:
         assert path.is_socket()
 
     def test_file_is_ours_alone_and_stale_ones_are_replaced(self, daemon, tmp_path):
-        """0600; a killed master's workers remove it, and if nobody did, the next server does."""
+        """0600; a killed master's workers remove it, and if nobody did, the next server does (C02)."""
         path = tmp_path / "c"
         for _ in range(2):
             served = daemon("handlers:LineHandler", "--set", f"control.socket={path}")
@@ -368,7 +368,7 @@ class TestWhere:
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")
     def test_other_users_are_refused(self, daemon, tmp_path):
-        """By the kernel; and by us where the file's mode lets them connect."""
+        """By the kernel; and by us where the file's mode lets them connect (C03)."""
         served = daemon("handlers:LineHandler", "--set", "control.mode=0666")
         Path(served.runtime).chmod(0o755)
         served.control_path.parent.chmod(0o755)
