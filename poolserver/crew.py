@@ -337,7 +337,7 @@ class Crew:
 
     def _replace(self, lane: Lane) -> None:
         del self._threads[lane]
-        self.door.closed(self._rows[lane.number])
+        self.door.closed(self._rows[lane.number].number)
         successor = Lane(lane.number, self, self._rows[lane.number])
         self._lanes[lane.number] = successor
         self._start_thread(successor)

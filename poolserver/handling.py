@@ -150,7 +150,7 @@ class Handling:
             if not end.is_refusal:
                 access.tell(station, address, self.number, self._born, sizes or access.moved(request), end)
         if self._door is not None:
-            self._door.closed(row)
+            self._door.closed(row.number)
 
     def _suspend(self, parked: Parked) -> None:
         """The conversation goes on when the client speaks again, or at once, after others, if it has spoken."""
