@@ -86,16 +86,16 @@ class LaneServer(_Server):
         super().server_close()
 
 
-def log_error(client_address: Any) -> None:
-    """Log the exception being handled, naming the peer.
+def log_error(client_address: Any, error: BaseException | None = None) -> None:
+    """Log the exception being handled, or ``error``, naming the peer.
 
     One that a client causes by leaving or by its silence is one line, no traceback.
     """
-    error = sys.exception()
+    error = error or sys.exception()
     if isinstance(error, _LEFT | TimeoutError | BlockingIOError):  # the last by a blocking call that met timeouts.idle
         log_line(logging.INFO, "connection of %s ended by %s", peer_name(client_address), type(error).__name__)
     else:
-        log_failure("handler failed for %s", peer_name(client_address))
+        log_failure("handler failed for %s", peer_name(client_address), error=error)
 
 
 def peer_name(client_address: Any) -> str:

@@ -60,6 +60,8 @@ class Crew:
     Constructed anywhere; ``start`` after the fork, since an epoll made before it is shared.
     """
 
+    lanes_accept = True
+
     def __init__(
         self,
         stations: Sequence[Station],
@@ -75,7 +77,8 @@ class Crew:
         self.door = Door(terms.limits, register)
         self.here = Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
-        posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
+        posts: dict[int, Any] = dict(self.stations) if self.lanes_accept else {}
+        posts |= intakes(pairs, self.stations) if pairs is not None else {}
         self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
         self.serves_queue = False

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from poolserver import log, process, signals, stacks
+from poolserver.aio import crew_for
 from poolserver.commands import WORKER_SIGNALS, Order
-from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError
 from poolserver.generation import Generation
@@ -109,7 +109,7 @@ class Worker:
 
     def _serve(self, stations: list[Station]) -> int:
         self._inbox: signals.Inbox[Order] = signals.Inbox.open()
-        self._crew = Crew(
+        self._crew = crew_for(stations)(
             stations,
             self._quarters,
             self._terms,

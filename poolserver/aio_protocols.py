@@ -1,0 +1,106 @@
+"""What stands between a transport and a handler: it tells the seat when the connection is over, and when it failed.
+
+Runs in the loop's thread. Data passes through here only on Unix sockets, of which the kernel does not tell when
+something came last.
+"""
+
+import asyncio
+import functools
+import time
+from typing import Any, Protocol
+
+from poolserver.aio import LoopHandler
+from poolserver.station import Station
+
+
+class SeatOfProtocol(Protocol):
+    """What a protocol tells its seat."""
+
+    def on_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+    def on_failure(self, error: BaseException) -> None: ...
+
+    def on_lost(self, protocol: object) -> None: ...
+
+
+class Stream(asyncio.StreamReaderProtocol):
+    """For a coroutine function. ``heard``: when something came last, in monotonic seconds."""
+
+    def __init__(self, seat: SeatOfProtocol, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
+        # A callback, though none is needed: only with one StreamWriter.start_tls knows that this is the server's side.
+        super().__init__(reader, seat.on_stream, loop)
+        self.seat = seat
+        self.reader = reader
+        """Kept: StreamReaderProtocol does not, and cuts the connection when its reader is collected."""
+        self.heard = time.monotonic()
+
+    @property
+    def is_read_from(self) -> bool:
+        """Whether the handler waits for its client."""
+        return getattr(self.reader, "_waiter", self) is not None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As ever."""
+        super().connection_lost(exc)
+        self.seat.on_lost(self)
+
+
+class HearingStream(Stream):
+    """For Unix sockets."""
+
+    def data_received(self, data: bytes) -> None:
+        """As ever."""
+        self.heard = time.monotonic()
+        super().data_received(data)
+
+
+class _Watched:
+    """Stands before a protocol class of the user's."""
+
+    _poolserver_seat: SeatOfProtocol
+
+    def connection_made(self, transport: Any) -> None:
+        """As ever, but that one which raises ends the connection."""
+        try:
+            super().connection_made(transport)  # type: ignore[misc]
+        except BaseException as error:  # noqa: BLE001
+            self._poolserver_seat.on_failure(error)
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As ever."""
+        seat = self._poolserver_seat
+        try:
+            super().connection_lost(exc)  # type: ignore[misc]
+        except BaseException as error:  # noqa: BLE001
+            seat.on_failure(error)
+        seat.on_lost(self)
+
+
+def protocol_for(handler: type[LoopHandler], station: Station, seat: SeatOfProtocol) -> Any:
+    """A protocol of the user's class; its ``server`` is there from the constructor on.
+
+    Raises:
+        Exception: whatever its constructor does.
+    """
+    cls = _watched(handler, station)  # type: ignore[arg-type]  # a class is hashable, whatever its instances are
+    protocol = cls.__new__(cls)
+    protocol._poolserver_seat = seat
+    protocol.__init__()
+    return protocol
+
+
+def seat_of(protocol: object) -> SeatOfProtocol | None:
+    """Whose connection ``protocol`` has; None for a stranger."""
+    seat: SeatOfProtocol | None = getattr(
+        protocol, "seat" if isinstance(protocol, Stream) else "_poolserver_seat", None
+    )
+    return seat
+
+
+@functools.cache
+def _watched(handler: type[LoopHandler], station: Station) -> Any:
+    target: Any = handler.target
+    members = {"__module__": target.__module__, "__qualname__": target.__qualname__, "__doc__": target.__doc__}
+    own = {} if hasattr(target, "server") else {"server": station.server}
+    return type(target.__name__, (_Watched, target), members | own)

@@ -1,0 +1,216 @@
+"""A seat: one of the connections that an event loop serves at once, from accept to the closed ticket.
+
+What comes before a handler (PROXY header, admission, what it is to have sent) is a lane's affair, whose code this is;
+then a task serves it, and the loop goes on. Runs in the loop's thread.
+"""
+
+import asyncio
+import logging
+import math
+import socket
+import time
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from poolserver import process
+from poolserver.adapter import log_error, peer_name
+from poolserver.aio import LoopHandler
+from poolserver.aio_protocols import HearingStream, Stream, protocol_for
+from poolserver.failures import log_line
+from poolserver.handling import CrewOfLane
+from poolserver.handover import Intake
+from poolserver.lane import Lane
+from poolserver.parked import Parked
+from poolserver.rows import Outcome, Row
+from poolserver.station import Station
+from poolserver.tcp_info import is_reset, quiet_seconds
+
+present: ContextVar["Seat | None"] = ContextVar("poolserver_seat", default=None)
+"""Whose connection the running callback or task belongs to; tasks that a handler starts belong to it, too."""
+
+
+class FloorOfSeat(Protocol):
+    """What a seat asks of the floor that it stands on."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def begin(self, seat: "Seat") -> None: ...
+
+    def release(self, seat: "Seat") -> None: ...
+
+    def hold_back(self) -> None: ...
+
+
+class Seat(Lane):
+    """``task`` is what serves its connection, None once that is through; ``transport`` what it is served over."""
+
+    def __init__(self, number: int, crew: CrewOfLane, row: Row, floor: FloorOfSeat) -> None:
+        super().__init__(number, crew, row)
+        self.task: asyncio.Task[None] | None = None
+        self.transport: Any = None
+        self.next_look = math.inf
+        """When it may have been idle for too long, at the earliest."""
+        self._floor = floor
+        self._protocol: Any = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._is_lost = False
+        self._outcome = Outcome.SERVED
+
+    def attend(self, post: Station | Intake | Parked | int | None) -> None:
+        """See to what woke the loop: something for a seat that is free."""
+        if isinstance(post, Station):
+            self.take(post)
+        elif isinstance(post, Intake):
+            self._take_in(post)
+        elif post is not None:
+            self._take_up(post)
+
+    def leave(self) -> None:
+        """It is not there for new connections any more."""
+        self.is_accepting = False
+        self._row.absent()
+
+    def open(self) -> None:
+        """It is there."""
+        self._row.idle()
+
+    def cancel(self, outcome: Outcome) -> None:
+        """End its connection as ``outcome``: cancel the handler, which may still say goodbye; a protocol has no say."""
+        self.end_as(self.request, outcome)
+        if self.task is not None and self._writer is not None:
+            self.task.cancel()
+        elif self.transport is not None:
+            self.transport.abort()
+
+    def abort(self, outcome: Outcome) -> None:
+        """Cut its connection under the handler, which sees the end of its input."""
+        self.end_as(self.request, outcome)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def look(self, now: float) -> None:
+        """Cut it if it has been idle for too long: nothing came and nothing went, and its handler waits for that."""
+        if self.transport is None:
+            return
+        if self._is_gone():
+            self._finish()
+            return
+        idle = self._station.idle_timeout
+        quiet = self._quiet(now)
+        if quiet < idle or not self._is_waiting():
+            self.next_look = now + max(idle - quiet, idle / 4)
+        elif not self.is_ended_from_outside:
+            self.abort(Outcome.TIMEOUT_IDLE)
+
+    def on_stream(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The connection has its streams."""
+        writer.server = self._station.server  # type: ignore[attr-defined]
+        self._writer = writer
+
+    def on_failure(self, error: BaseException) -> None:
+        """A callback of the protocol raised: said, and counted when the connection is over."""
+        self._outcome = Outcome.ERRORS
+        self._say(error)
+
+    def on_lost(self, protocol: object) -> None:
+        """The transport is closed."""
+        if protocol is self._protocol:
+            self._is_lost = True
+            if self.task is None:
+                self._finish()
+
+    def _handle(self, station: Station, request: Any, address: Any, parked: Parked | None = None) -> None:  # noqa: ARG002
+        self._station = station
+        self.address = address
+        self.request = request
+        if self._parked:
+            self._crew.watch_closely()
+        now = time.monotonic()
+        if self._handler_timeout:
+            self.deadline = now + self._handler_timeout
+        self.next_look = now + station.idle_timeout if station.idle_timeout else math.inf
+        self._is_lost = False
+        self._outcome = Outcome.SERVED
+        self._floor.begin(self)
+        if station.is_tcp and is_reset(request):
+            request.close()
+            self._outcome = Outcome.REFUSED_RESET
+            self._finish()
+            return
+        self.task = self._floor.loop.create_task(self._attend_to(station, request))
+
+    async def _attend_to(self, station: Station, request: socket.socket) -> None:
+        """The task: whatever a handler raises, SystemExit included, ends here."""
+        present.set(self)
+        handler: type[LoopHandler] = station.server.RequestHandlerClass  # type: ignore[assignment]
+        try:
+            await self._run(handler, request)
+        except asyncio.CancelledError:
+            if not self.is_ended_from_outside:
+                self._outcome = Outcome.ERRORS  # by itself, or by a task of its own
+        except BaseException as error:  # noqa: BLE001
+            self.on_failure(error)
+        self.task = None
+        if self.transport is None:
+            request.close()
+            self._is_lost = True
+        elif handler.is_coroutine or self.is_ended_from_outside:
+            self.transport.close()
+        if self._is_lost:
+            self._finish()
+
+    async def _run(self, handler: type[LoopHandler], request: socket.socket) -> None:
+        """All of a coroutine; of a protocol, which goes on by itself, the beginning."""
+        loop = self._floor.loop
+        if handler.is_coroutine:
+            reader = asyncio.StreamReader(loop=loop)
+            stream = self._protocol = (Stream if self._station.is_tcp else HearingStream)(self, reader, loop)
+            self.transport, _ = await loop.connect_accepted_socket(lambda: stream, request)
+            if not self.is_ended_from_outside:
+                await handler.target(reader, self._writer)
+            return
+        protocol = self._protocol = protocol_for(handler, self._station, self)
+        self.transport, _ = await loop.connect_accepted_socket(lambda: protocol, request)
+
+    def _finish(self) -> None:
+        process.leave_if_forked(self._forks)
+        end = self._outcome
+        if self._ended_from_outside is not None:
+            cut, outcome = self._ended_from_outside
+            end, self._ended_from_outside = (outcome if cut is self.request else end), None
+        self.request = self.transport = self._protocol = self._writer = None
+        self.deadline = self.next_look = math.inf
+        self._row.end(end)
+        if self._door is not None:
+            self._door.closed(self._row)
+        self._floor.release(self)
+
+    def _is_gone(self) -> bool:
+        """Whether the connection was closed while another protocol, which says nothing to us, had its transport."""
+        return self.task is None and self.transport.is_closing() and self.request.fileno() < 0
+
+    def _quiet(self, now: float) -> float:
+        """Seconds in which nothing came and nothing went. On a Unix socket the kernel does not tell."""
+        if self._station.is_tcp:
+            return quiet_seconds(self.request)
+        return now - self._protocol.heard if self._writer is not None else 0.0
+
+    def _is_waiting(self) -> bool:
+        """Whether it is the client that is waited for."""
+        if self.transport.get_write_buffer_size():
+            return True
+        if self._writer is None:
+            return bool(self.transport.is_reading())
+        return bool(self._protocol.is_read_from)
+
+    def _pause(self) -> None:
+        self._floor.hold_back()
+
+    def _say(self, error: BaseException) -> None:
+        try:
+            if isinstance(error, asyncio.IncompleteReadError):  # its client left within a message
+                log_line(logging.INFO, "connection of %s ended by IncompleteReadError", peer_name(self.address))
+            else:
+                log_error(self.address, error)
+        except BaseException:  # noqa: BLE001
+            pass  # raised by a handler of the user's logging configuration: there is nowhere left to say so
