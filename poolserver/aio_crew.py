@@ -53,7 +53,11 @@ class LoopCrew(Crew):
         self._is_blocked = False
 
     def start(self) -> None:
-        """Start the loop's thread, and come back once it accepts."""
+        """Start the loop's thread, and come back once it accepts.
+
+        Raises:
+            ConfigError: the handler cannot be made.
+        """
         self.wakeups.open()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         for station in self.stations.values():
@@ -65,6 +69,8 @@ class LoopCrew(Crew):
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
         self._floor.opened.wait()
+        if self._floor.failure is not None:
+            raise self._floor.failure
 
     def retire(self, within: float, *, serve_queue: bool, hand_over: bool = False) -> None:
         """As for lanes."""

@@ -10,14 +10,17 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from poolserver.adapter import peer_names
+from poolserver.aio_datagrams import DatagramTransport
+from poolserver.aio_deadlines import FINEST_SWEEP, Sweeps, report, report_exit
+from poolserver.aio_lobby import Lobby
 from poolserver.aio_loop import LoopSelector
-from poolserver.aio_protocols import seat_of
 from poolserver.aio_seat import Seat
-from poolserver.attendant import Attendant
-from poolserver.failures import log_failure, log_line, say_counted
+from poolserver.attendant import DRAIN_PATIENCE, Attendant
+from poolserver.errors import ConfigError
+from poolserver.failures import say_counted
 from poolserver.handling import CrewOfLane
 from poolserver.lane import Lane
 from poolserver.mending import keep_nonblocking
@@ -32,13 +35,6 @@ TURN = 16
 """Connections that a worker accepts before it queues up again behind the others: the kernel wakes whoever has waited
 longest on the listener, every time. Source: epoll_ctl(2) EPOLLEXCLUSIVE; nginx 1.23, ngx_reorder_accept_events."""
 
-SWEEP = 0.5
-FINEST_SWEEP = 0.05
-"""Seconds between looks for connections that are past a deadline or idle, while there are connections."""
-
-HANG_GRACE = 5.0
-"""Seconds that a cancelled handler has to come back, as in ``deadlines.py``."""
-
 LEAVE_PATIENCE = 0.5
 """Seconds that tasks of nobody's connection have at the end, once they are cancelled."""
 
@@ -50,7 +46,8 @@ class CrewOfFloor(CrewOfLane, Protocol):
 
 
 class Floor:
-    """``opened`` is set once it accepts; ``has_answered`` by each ``tick``, of which the crew asks."""
+    """``opened`` is set once it accepts, or has met its ``failure``; ``has_answered`` by each ``tick``, for which the
+    crew asks. ``datagrams``: a transport for each listener of that kind."""
 
     def __init__(
         self,
@@ -65,6 +62,9 @@ class Floor:
         self.opened = threading.Event()
         self.has_answered = True
         self.busy: dict[Seat, None] = {}
+        self.lobby = Lobby(self, crew.park, crew.terms)
+        self.datagrams: dict[int, DatagramTransport] = {}
+        self.failure: ConfigError | None = None
         self._crew = crew
         self._seats = [Seat(number, crew, row, self) for number, row in enumerate(rows)]
         self._free = self._seats[::-1]
@@ -76,10 +76,10 @@ class Floor:
         self._is_leaving = self._is_closed = self._is_over = False
         self._taken = 0
         self._parked_fd = -1
+        self._patience_ends = 0.0
         self._look: asyncio.TimerHandle | None = None
-        self._is_sweeping = False
         idle = min((each.idle_timeout for each in self._stations if each.idle_timeout), default=math.inf)
-        self._sweep_interval = max(FINEST_SWEEP, min(SWEEP, idle / 4))
+        self._sweeps = Sweeps(loop, self.busy, idle)
 
     def call(self, act: Callable[..., None], *args: object) -> None:
         """From any thread: have the loop do this soon. Nothing once it is over."""
@@ -91,16 +91,19 @@ class Floor:
     def run(self) -> None:
         """The thread: until drained or cut."""
         asyncio.set_event_loop(self.loop)
-        self.loop.set_exception_handler(self._on_exception)
+        self.loop.set_exception_handler(report)
         try:
             self._open()
+        except ConfigError as error:
+            self.failure = error
+            self._is_over = True
         finally:
             self.opened.set()
         while not self._is_over:
             try:
                 self.loop.run_forever()
             except BaseException:  # noqa: BLE001 - asyncio lets SystemExit of a protocol's callback through
-                self._on_exit()
+                report_exit()
         self._leave()
 
     # What seats ask
@@ -109,9 +112,7 @@ class Floor:
         """It has a connection."""
         self._free.pop()  # it was the last
         self.busy[seat] = None
-        if not self._is_sweeping:
-            self._is_sweeping = True
-            self.loop.call_later(self._sweep_interval, self._sweep)
+        self._sweeps.wake()
 
     def release(self, seat: Seat) -> None:
         """Its connection is over."""
@@ -119,8 +120,13 @@ class Floor:
         self._free.append(seat)
         if self._is_closed:
             seat.leave()
-        if self._is_leaving or not self._is_listening:
+        if self._is_leaving or self.lobby.ready or not self._is_listening:
             self._resume_soon()
+
+    def welcome(self) -> None:
+        """Somebody in the lobby is ready for a seat."""
+        if self._free:
+            self._free[-1].seat(self.lobby.take())
 
     def hold_back(self) -> None:
         """Accept nothing for a while: out of descriptors, or something is wrong with a listener."""
@@ -158,6 +164,7 @@ class Floor:
             station.queued = queue_length(station.server.socket) if serve_queue and not self._is_closed else 0
         if not self._is_leaving:
             self._is_leaving = True
+            self._patience_ends = time.monotonic() + DRAIN_PATIENCE
             self._unwatch_parked()
             self._attendant.drain(time.monotonic(), hand_over=hand_over)
             self._watch_parked()
@@ -170,6 +177,7 @@ class Floor:
         for station in self._stations:
             station.queued = 0
         self._attendant.cut()
+        self.lobby.cut()
         if self.busy:
             _log.warning("cut %d open: %s", len(self.busy), peer_names(seat.address for seat in self.busy))
         for seat in list(self.busy):
@@ -179,6 +187,9 @@ class Floor:
     # Listening
 
     def _open(self) -> None:
+        for station in self._stations:
+            if not station.is_stream:
+                self.datagrams[station.fd] = DatagramTransport.open(self.loop, station)
         for seat in self._seats:
             seat.open()
         if self._selector is not None:
@@ -251,6 +262,8 @@ class Floor:
     def _resume(self) -> None:
         """There are seats again: take what waits for one, and wait for more."""
         self._is_resuming = False
+        while self._free and self.lobby.ready:
+            self._free[-1].seat(self.lobby.take())
         if self._free and self._parked_fd < 0:
             self._watch_parked()
         if self._is_leaving:
@@ -277,12 +290,18 @@ class Floor:
             self._crew.release_streams()
 
     def _settle(self) -> None:
-        if self._is_closed and not (self.busy or self._crew.has_parked):
-            self._is_over = True
-            self.loop.stop()
+        if not self._is_closed or self.busy or self.lobby or self._crew.has_parked:
+            return
+        if self.datagrams and time.monotonic() < self._patience_ends and asyncio.all_tasks(self.loop):
+            self.loop.call_later(FINEST_SWEEP, self._settle)  # answers that are being made, perhaps
+            return
+        self._is_over = True
+        self.loop.stop()
 
     def _leave(self) -> None:
         """Cancel what handlers have left behind, and close the loop."""
+        for transport in self.datagrams.values():
+            transport.close()
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()
@@ -301,48 +320,3 @@ class Floor:
             self.look_soon(max(0.0, deadline - time.monotonic()))
         if self._is_leaving:
             self._settle()
-
-    def _sweep(self) -> None:
-        """Who is past a deadline; who is silent."""
-        now = time.monotonic()
-        for seat in list(self.busy):
-            if now >= seat.deadline:
-                self._enforce(seat, now)
-            elif now >= seat.next_look:
-                seat.look(now)
-        self._is_sweeping = bool(self.busy)
-        if self.busy:
-            self.loop.call_later(self._sweep_interval, self._sweep)
-
-    def _enforce(self, seat: Seat, now: float) -> None:
-        """At the deadline the handler is cancelled; after the grace it counts as hung."""
-        if not seat.is_ended_from_outside:
-            seat.deadline = now + HANG_GRACE
-            log_line(
-                logging.WARNING, "%s reached timeouts.handler; its handler is cancelled", peer_names([seat.address])
-            )
-            seat.cancel(Outcome.TIMEOUT_HANDLER)
-            return
-        seat.deadline = math.inf
-        seat.abort(Outcome.TIMEOUT_HANDLER)
-        if seat.request is not None:
-            seat.mark_hung()
-            text = "the handler of %s hangs: it has not come back %g s after it was cancelled"
-            log_line(logging.ERROR, text, peer_names([seat.address]), HANG_GRACE)
-
-    # What nobody caught
-
-    def _on_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Source: loop.call_exception_handler."""
-        error, message = context.get("exception"), context.get("message", "asyncio")
-        seat = seat_of(context.get("protocol"))
-        if seat is not None and error is not None:
-            seat.on_failure(error)
-            return
-        if error is None:
-            log_line(logging.ERROR, "%s", message)
-        else:
-            log_failure("%s", message, error=error)
-
-    def _on_exit(self) -> None:
-        log_failure("a callback of the event loop raised")

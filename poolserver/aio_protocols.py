@@ -10,6 +10,7 @@ import time
 from typing import Any, Protocol
 
 from poolserver.aio import LoopHandler
+from poolserver.rows import Outcome
 from poolserver.station import Station
 
 
@@ -19,6 +20,8 @@ class SeatOfProtocol(Protocol):
     def on_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
 
     def on_failure(self, error: BaseException) -> None: ...
+
+    def abort(self, outcome: Outcome) -> None: ...
 
     def on_lost(self, protocol: object) -> None: ...
 
@@ -83,11 +86,25 @@ def protocol_for(handler: type[LoopHandler], station: Station, seat: SeatOfProto
     Raises:
         Exception: whatever its constructor does.
     """
-    cls = _watched(handler, station)  # type: ignore[arg-type]  # a class is hashable, whatever its instances are
+    cls = derived(handler, station, _Watched)
     protocol = cls.__new__(cls)
     protocol._poolserver_seat = seat
     protocol.__init__()
     return protocol
+
+
+def feed(protocol: Any, data: bytes) -> None:
+    """Give a protocol of either kind what came before it was there. Source: asyncio.BufferedProtocol."""
+    if not isinstance(protocol, asyncio.BufferedProtocol):
+        protocol.data_received(data)
+        return
+    left = memoryview(data)
+    while left:
+        buffer = memoryview(protocol.get_buffer(len(left)))
+        count = min(len(buffer), len(left))
+        buffer[:count] = left[:count]
+        protocol.buffer_updated(count)
+        left = left[count:]
 
 
 def seat_of(protocol: object) -> SeatOfProtocol | None:
@@ -98,9 +115,13 @@ def seat_of(protocol: object) -> SeatOfProtocol | None:
     return seat
 
 
+def derived(handler: type[LoopHandler], station: Station, *bases: type) -> Any:
+    """The user's class with ``bases`` before it, and with the attribute ``server`` unless it has one of its own."""
+    return _derived(handler.target, station.server, bases)
+
+
 @functools.cache
-def _watched(handler: type[LoopHandler], station: Station) -> Any:
-    target: Any = handler.target
+def _derived(target: Any, server: Any, bases: tuple[type, ...]) -> Any:
     members = {"__module__": target.__module__, "__qualname__": target.__qualname__, "__doc__": target.__doc__}
-    own = {} if hasattr(target, "server") else {"server": station.server}
-    return type(target.__name__, (_Watched, target), members | own)
+    own = {} if hasattr(target, "server") else {"server": server}
+    return type(target.__name__, (*bases, target), members | own)

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 from poolserver import process
 from poolserver.adapter import log_error, peer_name
 from poolserver.aio import LoopHandler
-from poolserver.aio_protocols import HearingStream, Stream, protocol_for
+from poolserver.aio_datagrams import DatagramTransport
+from poolserver.aio_lobby import Guest, Lobby
+from poolserver.aio_protocols import HearingStream, Stream, feed, protocol_for
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane
 from poolserver.handover import Intake
@@ -24,15 +26,35 @@ from poolserver.parked import Parked
 from poolserver.rows import Outcome, Row
 from poolserver.station import Station
 from poolserver.tcp_info import is_reset, quiet_seconds
+from poolserver.waits import Verdict
 
 present: ContextVar["Seat | None"] = ContextVar("poolserver_seat", default=None)
 """Whose connection the running callback or task belongs to; tasks that a handler starts belong to it, too."""
+
+
+class Introduced(socket.socket):
+    """A connection whose real client the PROXY protocol has told: ``get_extra_info("peername")`` says so."""
+
+    client: Any = None
+
+    @classmethod
+    def over(cls, sock: socket.socket, client: Any) -> "Introduced":
+        """In place of ``sock``."""
+        made = cls(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        made.client = client
+        return made
+
+    def getpeername(self) -> Any:
+        """Who it is."""
+        return self.client
 
 
 class FloorOfSeat(Protocol):
     """What a seat asks of the floor that it stands on."""
 
     loop: asyncio.AbstractEventLoop
+    datagrams: dict[int, DatagramTransport]
+    lobby: Lobby
 
     def begin(self, seat: "Seat") -> None: ...
 
@@ -73,6 +95,13 @@ class Seat(Lane):
     def open(self) -> None:
         """It is there."""
         self._row.idle()
+
+    def seat(self, guest: Guest) -> None:
+        """Go on with a connection that has been in the lobby."""
+        parked = guest.parked
+        self._crew.park.give(parked, self._row.number)
+        self._row.resume(peer_name(parked.address))
+        self._handle(parked.station, parked.request, parked.address, guest=guest)
 
     def cancel(self, outcome: Outcome) -> None:
         """End its connection as ``outcome``: cancel the handler, which may still say goodbye; a protocol has no say."""
@@ -119,9 +148,20 @@ class Seat(Lane):
             if self.task is None:
                 self._finish()
 
-    def _handle(self, station: Station, request: Any, address: Any, parked: Parked | None = None) -> None:  # noqa: ARG002
+    def _handle(
+        self,
+        station: Station,
+        request: Any,
+        address: Any,
+        parked: Parked | None = None,  # noqa: ARG002 - a lane's, which has conversations
+        *,
+        guest: Guest | None = None,
+    ) -> None:
         self._station = station
         self.address = address
+        if not station.is_stream:
+            self._deliver(station, request[0])
+            return
         self.request = request
         if self._parked:
             self._crew.watch_closely()
@@ -137,14 +177,25 @@ class Seat(Lane):
             self._outcome = Outcome.REFUSED_RESET
             self._finish()
             return
-        self.task = self._floor.loop.create_task(self._attend_to(station, request))
+        self.task = self._floor.loop.create_task(self._attend_to(station, request, guest))
 
-    async def _attend_to(self, station: Station, request: socket.socket) -> None:
+    def _deliver(self, station: Station, data: bytes) -> None:
+        """A datagram is over when the protocol comes back, whatever tasks it has started."""
+        end = Outcome.SERVED
+        try:
+            self._floor.datagrams[station.fd].deliver(data, self.address)
+        except BaseException as error:  # noqa: BLE001 - the user's
+            end = Outcome.ERRORS
+            self._say(error)
+        process.leave_if_forked(self._forks)
+        self._row.end(end)
+
+    async def _attend_to(self, station: Station, request: socket.socket, guest: Guest | None) -> None:
         """The task: whatever a handler raises, SystemExit included, ends here."""
         present.set(self)
         handler: type[LoopHandler] = station.server.RequestHandlerClass  # type: ignore[assignment]
         try:
-            await self._run(handler, request)
+            await self._run(handler, request, guest)
         except asyncio.CancelledError:
             if not self.is_ended_from_outside:
                 self._outcome = Outcome.ERRORS  # by itself, or by a task of its own
@@ -159,18 +210,48 @@ class Seat(Lane):
         if self._is_lost:
             self._finish()
 
-    async def _run(self, handler: type[LoopHandler], request: socket.socket) -> None:
+    async def _run(self, handler: type[LoopHandler], request: socket.socket, guest: Guest | None) -> None:
         """All of a coroutine; of a protocol, which goes on by itself, the beginning."""
         loop = self._floor.loop
-        if handler.is_coroutine:
-            reader = asyncio.StreamReader(loop=loop)
-            stream = self._protocol = (Stream if self._station.is_tcp else HearingStream)(self, reader, loop)
-            self.transport, _ = await loop.connect_accepted_socket(lambda: stream, request)
-            if not self.is_ended_from_outside:
-                await handler.target(reader, self._writer)
+        if not handler.is_coroutine:
+            await self._connect(protocol_for(handler, self._station, self), request, guest)
             return
-        protocol = self._protocol = protocol_for(handler, self._station, self)
-        self.transport, _ = await loop.connect_accepted_socket(lambda: protocol, request)
+        reader = asyncio.StreamReader(loop=loop)
+        kind = Stream if self._station.is_tcp else HearingStream
+        await self._connect(kind(self, reader, loop), request, guest)
+        if not self.is_ended_from_outside:
+            await handler.target(reader, self._writer)
+
+    async def _connect(self, protocol: Any, request: socket.socket, guest: Guest | None) -> None:
+        self._protocol = protocol
+        if guest is None:
+            self.transport, _ = await self._floor.loop.connect_accepted_socket(lambda: protocol, request)
+            return
+        self.transport = guest.transport
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        if guest.early:
+            feed(protocol, guest.early)
+        if guest.has_ended:
+            protocol.eof_received()
+        self.transport.resume_reading()
+
+    def _is_introduced(self, parked: Parked) -> bool:
+        """As for lanes; and asyncio is told the real client, too."""
+        if not super()._is_introduced(parked):
+            return False
+        parked.request = Introduced.over(parked.request, parked.address)
+        return True
+
+    def _is_secured(self, parked: Parked) -> bool:
+        """Once it has spoken, the handshake is the lobby's affair."""
+        if not self._is_ready(parked):
+            return False
+        if parked.verdict is Verdict.ENDED:
+            self._drop(parked, Outcome.REFUSED_TLS)
+        else:
+            self._floor.lobby.enter(parked, self._row.number)
+        return False
 
     def _finish(self) -> None:
         process.leave_if_forked(self._forks)

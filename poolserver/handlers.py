@@ -64,6 +64,12 @@ class PlainHTTPServer(HTTPServer):
         self.server_name, self.server_port = (str(address), 0) if isinstance(address, str) else address[:2]
 
 
+class LargeUDPServer(socketserver.UDPServer):
+    """For asyncio's protocols, to which 8192 bytes are no bound."""
+
+    max_packet_size = 65536
+
+
 def load(handler: str, server_class: str, pythonpath: Sequence[Path] = ()) -> Service:
     """Import what the configuration names.
 
@@ -298,7 +304,8 @@ def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> soc
 
 def _stock_class(handler: Any, listener: Listener) -> type[socketserver.BaseServer]:
     if not listener.is_stream:
-        return socketserver.UDPServer
+        is_on_loop = isinstance(handler, type) and issubclass(handler, LoopHandler)
+        return LargeUDPServer if is_on_loop else socketserver.UDPServer
     if isinstance(handler, type) and issubclass(handler, BaseHTTPRequestHandler):
         return PlainHTTPServer
     return socketserver.TCPServer

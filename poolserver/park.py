@@ -55,7 +55,7 @@ class Park:
         self._ordinal = quarters.ordinal
         self._claims = claims
         self._lock = claims.lock
-        self._between = 0
+        self._between = self._lent = 0
         self._sent: dict[int, float] = {}
 
     def __len__(self) -> int:
@@ -75,6 +75,14 @@ class Park:
             if parked.ending is None and not self._watch(parked):
                 gone.append(parked)
         return gone
+
+    def lend(self, parked: Parked, lane: int) -> None:
+        """Count what ``lane`` has as parked, though another looks after it, who ends it with ``give`` or ``drop``."""
+        with self._lock:
+            self._count(parked, lane)
+            parked.is_lent = True
+            self._lent += 1
+            self._publish()
 
     def pass_on(self, parked: Parked, lane: int) -> None:
         """Leave what ``lane`` has to the next lane that has time, behind what is ready now."""
@@ -274,7 +282,8 @@ class Park:
             return False
         self.by_fd[parked.fd] = parked
         self._stage(parked)[parked] = None
-        self._publish(parked, 1)
+        self._between += parked.is_between
+        self._publish()
         return True
 
     def _remove(self, parked: Parked) -> None:
@@ -282,12 +291,11 @@ class Park:
         if self.by_fd.get(parked.fd) is parked:  # else it was closed, and the number is another's
             del self.by_fd[parked.fd]
             self._wakeups.unwatch(parked.fd)
-        self._publish(parked, -1)
+        self._between -= parked.is_between
+        self._publish()
 
-    def _publish(self, parked: Parked, change: int) -> None:
-        if parked.is_between:
-            self._between += change
-        self.row.parked(len(self) - self._between, self._between)
+    def _publish(self) -> None:
+        self.row.parked(len(self) + self._lent - self._between, self._between)
 
     def _count(self, parked: Parked, lane: int) -> None:
         if parked.claim:
@@ -295,6 +303,10 @@ class Park:
             parked.is_counted = self._claims.park(self._ordinal, parked.claim)
 
     def _uncount(self, parked: Parked) -> None:
+        if parked.is_lent:
+            parked.is_lent = False
+            self._lent -= 1
+            self._publish()
         if parked.is_counted:
             parked.is_counted = False
             self._claims.unpark(self._ordinal, parked.claim)

@@ -74,6 +74,7 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         proxy_timeout=proxy.timeout,
         tls=tls.context_for(settings.server.bind, **settings.tls.model_dump(exclude={"handshake_timeout"})),
         handshake_timeout=settings.tls.handshake_timeout,
+        event_loop=settings.pool.event_loop,
         service_interval=service_interval,
         tick=max(SHORTEST_TICK, min(LONGEST_TICK, timeouts.worker / SIGNS)) if timeouts.worker else LONGEST_TICK,
     )

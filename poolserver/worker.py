@@ -123,7 +123,11 @@ class Worker:
         if self._seat.is_canary and not self._may_go():
             self._generation.leave()
             return 0
-        self._crew.start()
+        try:
+            self._crew.start()
+        except ConfigError as error:
+            self._report_failure(error)
+            return ConfigError.exit_code
         self._report(process.READY)
         self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
         self._tell_left()

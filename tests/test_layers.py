@@ -17,12 +17,12 @@ FILES = sorted(PACKAGE.glob("*.py"))
 LAYERS = """
     __main__ cli top trends whereabouts tables check unit __init__ exporter server service surroundings daemonize
     pidfile vigil herald console companion control metrics queues rendezvous remote master parties resident worker
-    generation portions recycling handlers aio_crew aio_floor aio_seat aio_protocols aio_loop aio functions crew
-    attendant deadlines mending here lane reception handling handover park parked conversation shortage station door
-    wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders address datagrams
-    shared_socket process inquiry stacks signals failures log privileges config sections values proxy_protocol tls
-    admission sources claims networks scoreboard rows pool turnover fates roster reload tally repeats snapshot events
-    states commands errors
+    generation portions recycling handlers aio_crew aio_floor aio_deadlines aio_seat aio_lobby aio_datagrams
+    aio_protocols aio_loop aio functions crew attendant deadlines mending here lane reception handling handover park
+    parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info socket_options
+    unix_path holders address datagrams shared_socket process inquiry stacks signals failures log privileges config
+    sections values proxy_protocol tls admission sources claims networks scoreboard rows pool turnover fates roster
+    reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -56,6 +56,7 @@ HOMES = {
     "exit": set[str](),
     "quit": set[str](),
 }
+_ON_LOOP = {f"aio_{part}" for part in "crew floor deadlines seat lobby datagrams protocols loop".split()}  # noqa: SIM905
 IMPORT_HOMES = {
     "psutil": {"metrics", "recycling"},
     "setproctitle": {"log"},
@@ -64,7 +65,16 @@ IMPORT_HOMES = {
     "rich": {"top"},
     "prometheus_client": {"exporter"},
     "pydantic": {"sections", "config", "values"},
-    "asyncio": {"aio_crew", "aio_floor", "aio_loop", "aio_protocols", "aio_seat"},
+    "asyncio": {
+        "aio_crew",
+        "aio_floor",
+        "aio_loop",
+        "aio_protocols",
+        "aio_seat",
+        "aio_datagrams",
+        "aio_deadlines",
+        "aio_lobby",
+    },
     "mmap": {"claims", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
 }
