@@ -6,6 +6,7 @@ service that has no use for it 50 ms at the start.
 """
 
 import importlib
+import importlib.util
 import inspect
 import socketserver
 from collections.abc import Callable, Sequence
@@ -54,6 +55,16 @@ def loop_handler(attribute: Any, named: str) -> type[LoopHandler] | None:
         "__module__": attribute.__module__,
     }
     return type(attribute.__name__, (LoopHandler,), members)
+
+
+def refuse_missing(event_loop: str) -> None:
+    """Refuse a loop that is not installed.
+
+    Raises:
+        ConfigError: says how to install it.
+    """
+    if event_loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
+        raise ConfigError("pool.event_loop: uvloop is not installed: pip install 'poolserver[uvloop]'")
 
 
 def kind_of(handler: type[LoopHandler]) -> str:

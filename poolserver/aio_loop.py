@@ -7,6 +7,7 @@ connection wakes every worker that is idle, and all but one of them in vain.
 
 import asyncio
 import importlib
+import importlib.util
 import math
 import select
 import selectors
@@ -98,13 +99,9 @@ def new_loop(name: str) -> tuple[asyncio.AbstractEventLoop, LoopSelector | None]
     Raises:
         ImportError: uvloop is asked for and not installed.
     """
-    if name != "asyncio":
-        try:
-            loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
-            return loop, None
-        except ImportError:
-            if name == "uvloop":
-                raise
+    if name == "uvloop" or (name == "auto" and importlib.util.find_spec("uvloop") is not None):
+        loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
+        return loop, None
     selector = LoopSelector()
     return asyncio.SelectorEventLoop(selector), selector
 

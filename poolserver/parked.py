@@ -27,8 +27,7 @@ class Parked:
     ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
     ``claim``: the number of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is
     over, and how; a lane has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on
-    with. ``is_lent``: it is in an event loop's lobby. ``wants_room``: what it waits for is that the client takes what was
-    sent.
+    with. ``is_lent``: it is in an event loop's lobby. ``wants_room``: it waits for the client to take what was sent.
     """
 
     station: Station
