@@ -14,7 +14,7 @@ from typing import Any
 from poolserver.adapter import peer_name, peer_names
 from poolserver.aio_floor import Floor
 from poolserver.aio_loop import new_loop
-from poolserver.aio_seat import present
+from poolserver.aio_seat import seat_here
 from poolserver.crew import CUT_GRACE, Crew, Phase
 from poolserver.failures import log_line, log_stack
 from poolserver.here import NO_LANE
@@ -28,12 +28,12 @@ class _HereOnLoop:
 
     @property
     def lane(self) -> Any:
-        return present.get() or NO_LANE
+        return seat_here() or NO_LANE
 
     @property
     def is_lane(self) -> bool:
         """Whether a handler asks."""
-        return present.get() is not None
+        return seat_here() is not None
 
     def extend(self, seconds: float) -> None:
         """Move the handler deadline of this connection."""

@@ -126,7 +126,7 @@ class Floor:
     def welcome(self) -> None:
         """Somebody in the lobby is ready for a seat."""
         if self._free:
-            self._free[-1].seat(self.lobby.take())
+            self._free[-1].receive(self.lobby.take())
 
     def hold_back(self) -> None:
         """Accept nothing for a while: out of descriptors, or something is wrong with a listener."""
@@ -263,7 +263,7 @@ class Floor:
         """There are seats again: take what waits for one, and wait for more."""
         self._is_resuming = False
         while self._free and self.lobby.ready:
-            self._free[-1].seat(self.lobby.take())
+            self._free[-1].receive(self.lobby.take())
         if self._free and self._parked_fd < 0:
             self._watch_parked()
         if self._is_leaving:

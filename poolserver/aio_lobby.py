@@ -13,6 +13,7 @@ import time
 from typing import Any, Protocol
 
 from poolserver.adapter import peer_name
+from poolserver.aio_protocols import present
 from poolserver.failures import log_line
 from poolserver.park import Park
 from poolserver.parked import Parked
@@ -36,7 +37,10 @@ class FloorOfLobby(Protocol):
 
 
 class Guest(asyncio.Protocol):
-    """A connection here. What it sends early is kept for its handler: a chunk at most, then reading is paused."""
+    """A connection here. What it sends early is kept for its handler: a chunk at most, then reading is paused.
+
+    ``seat``: where it is served once it has left.
+    """
 
     def __init__(self, lobby: "Lobby", parked: Parked) -> None:
         self.parked = parked
@@ -45,6 +49,7 @@ class Guest(asyncio.Protocol):
         self.has_ended = False
         self.is_over = False
         self.task: asyncio.Task[None] | None = None
+        self.seat: Any = None
         self.timer: asyncio.TimerHandle | None = None
         self._lobby = lobby
 
@@ -147,6 +152,7 @@ class Lobby:
         self._floor.welcome()
 
     async def _shake_hands(self, guest: Guest) -> None:
+        present.set(guest)
         parked, context = guest.parked, guest.parked.station.tls
         left = parked.since + self._terms.handshake_timeout - time.monotonic()
         patience = max(LEAST_PATIENCE, left) if self._terms.handshake_timeout else None

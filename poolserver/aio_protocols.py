@@ -7,17 +7,23 @@ something came last.
 import asyncio
 import functools
 import time
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from poolserver.aio import LoopHandler
 from poolserver.rows import Outcome
 from poolserver.station import Station
 
+present: ContextVar[Any] = ContextVar("poolserver_present", default=None)
+"""Whose connection the running callback or task is of: a seat, or a guest of the lobby, who may have one."""
+
 
 class SeatOfProtocol(Protocol):
     """What a protocol tells its seat."""
 
     def on_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+    def presented(self, transport: Any) -> Any: ...
 
     def on_failure(self, error: BaseException) -> None: ...
 
@@ -57,6 +63,21 @@ class HearingStream(Stream):
         super().data_received(data)
 
 
+class Presented:
+    """A transport that names its real client, told by the PROXY protocol, as uvloop's cannot be made to."""
+
+    def __init__(self, transport: Any, client: Any) -> None:
+        self._transport = transport
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As ever."""
+        return self._client if name == "peername" else self._transport.get_extra_info(name, default)
+
+
 class _Watched:
     """Stands before a protocol class of the user's."""
 
@@ -65,7 +86,7 @@ class _Watched:
     def connection_made(self, transport: Any) -> None:
         """As ever, but that one which raises ends the connection."""
         try:
-            super().connection_made(transport)  # type: ignore[misc]
+            super().connection_made(self._poolserver_seat.presented(transport))  # type: ignore[misc]
         except BaseException as error:  # noqa: BLE001
             self._poolserver_seat.on_failure(error)
             transport.abort()

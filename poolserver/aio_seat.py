@@ -9,7 +9,6 @@ import logging
 import math
 import socket
 import time
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 from poolserver import process
@@ -17,7 +16,7 @@ from poolserver.adapter import log_error, peer_name
 from poolserver.aio import LoopHandler
 from poolserver.aio_datagrams import DatagramTransport
 from poolserver.aio_lobby import Guest, Lobby
-from poolserver.aio_protocols import HearingStream, Stream, feed, protocol_for
+from poolserver.aio_protocols import HearingStream, Presented, Stream, feed, present, protocol_for
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane
 from poolserver.handover import Intake
@@ -27,9 +26,6 @@ from poolserver.rows import Outcome, Row
 from poolserver.station import Station
 from poolserver.tcp_info import is_reset, quiet_seconds
 from poolserver.waits import Verdict
-
-present: ContextVar["Seat | None"] = ContextVar("poolserver_seat", default=None)
-"""Whose connection the running callback or task belongs to; tasks that a handler starts belong to it, too."""
 
 
 class Introduced(socket.socket):
@@ -47,6 +43,13 @@ class Introduced(socket.socket):
     def getpeername(self) -> Any:
         """Who it is."""
         return self.client
+
+
+def seat_here() -> "Seat | None":
+    """The one whose handler asks, be it in a task that it has started; None where nobody's does."""
+    owner = present.get()
+    seat: Seat | None = owner.seat if isinstance(owner, Guest) else owner
+    return seat
 
 
 class FloorOfSeat(Protocol):
@@ -96,9 +99,10 @@ class Seat(Lane):
         """It is there."""
         self._row.idle()
 
-    def seat(self, guest: Guest) -> None:
+    def receive(self, guest: Guest) -> None:
         """Go on with a connection that has been in the lobby."""
         parked = guest.parked
+        guest.seat = self
         self._crew.park.give(parked, self._row.number)
         self._row.resume(peer_name(parked.address))
         self._handle(parked.station, parked.request, parked.address, guest=guest)
@@ -134,7 +138,14 @@ class Seat(Lane):
     def on_stream(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The connection has its streams."""
         writer.server = self._station.server  # type: ignore[attr-defined]
+        if (presented := self.presented(writer.transport)) is not writer.transport:
+            writer.get_extra_info = presented.get_extra_info  # type: ignore[method-assign]  # the rest can stay
         self._writer = writer
+
+    def presented(self, transport: Any) -> Any:
+        """``transport``, or what stands for it where it does not know the real client."""
+        is_told = self._station.proxy_mode and transport.get_extra_info("peername") != self.address
+        return Presented(transport, self.address) if is_told else transport
 
     def on_failure(self, error: BaseException) -> None:
         """A callback of the protocol raised: said, and counted when the connection is over."""

@@ -79,6 +79,17 @@ async def deaf():
             continue
 
 
+async def steady(reader, writer):
+    """Says its pid, then answers each line; the last one, once its worker is to leave, with "bye " before it."""
+    writer.write(f"{os.getpid()}\n".encode())
+    while text := await reader.readline():
+        is_last = writer.server.draining
+        writer.write(b"bye " + text if is_last else text)
+        await writer.drain()
+        if is_last:
+            return
+
+
 class Lines(asyncio.Protocol):
     """The same in callbacks, for a few orders; what it does not know it sends back."""
 

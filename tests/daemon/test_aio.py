@@ -5,6 +5,7 @@ import re
 import socket
 from signal import SIGHUP, SIGINT, SIGTERM, SIGTTOU
 
+import measures
 import pytest
 from clients import Storm, ask, connect, read_line, storm, wait_for
 from test_proxy import ON, has_ended, totals, v1, v2
@@ -28,15 +29,25 @@ def setting(**keys: object) -> list[str]:
     return [word for key, value in keys.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
 
 
+@pytest.fixture
+def daemon(daemon):
+    """As ever, on asyncio's own loop unless another is said."""
+
+    def start(handler: str, *options: str, loop: str = "asyncio", **others):
+        return daemon(handler, "--set", f"pool.event_loop={loop}", *options, **others)
+
+    return start
+
+
 # -- what is served
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "loop"), [(0, "asyncio"), (2, "asyncio"), (2, "uvloop")])
 @pytest.mark.parametrize("handler", ["line", "Lines", "Buffered"])
-def test_each_kind_answers_a_storm_on_each_kind_of_listener(daemon, tmp_path, handler, workers):
+def test_each_kind_answers_a_storm_on_each_kind_of_listener(daemon, tmp_path, handler, workers, loop):
     """TCP and Unix; every connection is in the counts, and none is open at the end."""
     bind = ["tcp://127.0.0.1:0", f"unix:@{tmp_path}"]
-    served = daemon(f"aio_handlers:{handler}", bind=bind, workers=workers, threads=8)
+    served = daemon(f"aio_handlers:{handler}", bind=bind, workers=workers, threads=8, loop=loop)
     for index in range(2):
         counts = storm(served, clients=6, requests=10, index=index)
         assert counts.is_lossless, counts
@@ -47,6 +58,36 @@ def test_each_kind_answers_a_storm_on_each_kind_of_listener(daemon, tmp_path, ha
     assert sum(status["durations"]["counts"]) == 120
     assert served.stop() == 0
     assert not re.search("ERROR|WARNING|Traceback", served.log())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_loop_is_the_configured_one(daemon, loop):
+    """Whichever is installed."""
+    assert told(daemon(ORDERS, loop=loop), "loop") == [loop]
+
+
+@pytest.mark.parametrize(("loop", "most"), [("asyncio", 5.0), ("uvloop", 14.0)])
+def test_connection_wakes_no_herd(daemon, loop, most):
+    """Eight workers: on asyncio's loop one is woken for a connection, its bytes, its end; on uvloop all are, once."""
+    served = daemon("aio_handlers:line", workers=8, threads=4, loop=loop)
+    workers = served.workers()
+    before = measures.voluntary_switches(workers)
+    counts = storm(served, clients=1, requests=300)
+    assert counts.is_lossless, counts
+    switches = measures.voluntary_switches(workers) - before
+    assert switches <= most * 300, f"{switches / 300:.1f} for each connection"
+
+
+def test_open_connections_are_spread_over_the_workers(daemon):
+    """The kernel would wake the same worker each time: those who have taken some queue up again."""
+    served = daemon(ORDERS, workers=2, threads=100)
+    with contextlib.ExitStack() as stack:
+        pids = []
+        for _ in range(80):
+            client = stack.enter_context(connect(served))
+            client.sendall(b"pid\n")
+            pids.append(read_line(client))
+        assert sorted(pids.count(pid) >= 16 for pid in set(pids)) == [True, True], pids
 
 
 def test_open_connections_are_in_the_status_and_bounded(daemon):
@@ -156,10 +197,11 @@ def test_limits_by_source_hold_as_for_lanes(daemon):
     wait_for(comes_in, 10, "the places to be given back")
 
 
-def test_proxy_header_tells_the_real_client(daemon):
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_proxy_header_tells_the_real_client(daemon, loop):
     """asyncio has it as the peer's name, and limits and status know it; what a header does not begin is refused."""
     for handler in (ORDERS, LINES):
-        served = daemon(handler, *ON, *setting(limits__per_source=1), workers=1)
+        served = daemon(handler, *ON, *setting(limits__per_source=1), workers=1, loop=loop)
         for header in (v1("192.0.2.7"), v2("2001:db8::7")):
             with connect(served) as client:
                 client.sendall(header)

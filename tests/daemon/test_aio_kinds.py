@@ -16,6 +16,16 @@ from test_tls_service import client_context, half_hello, hello, secure
 DATAGRAMS = "aio_handlers:Datagrams"
 
 
+@pytest.fixture
+def daemon(daemon):
+    """As ever, on asyncio's own loop unless another is said."""
+
+    def start(handler: str, *options: str, loop: str = "asyncio", **others):
+        return daemon(handler, "--set", f"pool.event_loop={loop}", *options, **others)
+
+    return start
+
+
 # -- TLS
 
 
@@ -29,10 +39,11 @@ def serve(daemon, pki: Pki):
     return start
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("handler", [ORDERS, LINES, "aio_handlers:Buffered"])
-def test_each_kind_speaks_tls(serve, pki, handler):
+def test_each_kind_speaks_tls(serve, pki, handler, loop):
     """What comes right behind the handshake is not lost; the end is said."""
-    served = serve(handler, workers=1)
+    served = serve(handler, workers=1, loop=loop)
     context = client_context(pki)
     for _ in range(3):
         with secure(served, context) as client:
@@ -141,9 +152,10 @@ def ask(served, *packets: bytes, index: int = 0, host: str = "127.0.0.1", timeou
         return answers
 
 
-def test_datagrams_are_answered_from_the_address_asked(daemon, tmp_path):
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_datagrams_are_answered_from_the_address_asked(daemon, tmp_path, loop):
     """Also on a wildcard address, and also later; on Unix datagram sockets, too."""
-    served = daemon(DATAGRAMS, bind=["udp://0.0.0.0:0", f"unixgram:@{tmp_path}"], workers=2)
+    served = daemon(DATAGRAMS, bind=["udp://0.0.0.0:0", f"unixgram:@{tmp_path}"], workers=2, loop=loop)
     big = b"x" * 30_000
     for host in ("127.0.0.1", "127.0.0.9"):
         assert ask(served, b"hello", b"later", big, host=host) == [b"hello", b"later", big]
