@@ -185,7 +185,7 @@ def _linger(sock: socket.socket) -> None:
             left -= count
 
 
-def _has_input(sock: socket.socket) -> bool:
+def has_input(sock: socket.socket) -> bool:
     """Whether anything is unread: by SO_MEMINFO, which keeps the interpreter's lock and mostly says that nothing is;
     else by FIONREAD, which does not count an end of file. Neither waits, as recv on a socket with a time-out would.
 
@@ -208,7 +208,7 @@ class _CarefulClosing(socketserver.TCPServer):
     def shutdown_request(self, request: Any) -> None:
         if self.crew is not None:
             self.crew.here.lane.on_closing(request)
-        if _has_input(request):
+        if has_input(request):
             _linger(request)
         super().shutdown_request(request)
         close_for_good(request)

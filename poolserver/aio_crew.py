@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from poolserver.adapter import peer_name, peer_names
@@ -52,8 +53,8 @@ class LoopCrew(Crew):
         self._asked = 0.0
         self._is_blocked = False
 
-    def start(self) -> None:
-        """Start the loop's thread, and come back once it accepts.
+    def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Start the loop's thread; ``on_ready`` comes before it accepts.
 
         Raises:
             ConfigError: the handler cannot be made.
@@ -65,12 +66,14 @@ class LoopCrew(Crew):
             if station.is_tcp:
                 defer_accept(station.server.socket, station.defer_accept)
         loop, selector = new_loop(self.terms.event_loop)
-        self._floor = Floor(self, self._rows, self._lanes, self._attendant, loop, selector)
+        self._floor = Floor(self, self._rows, self._lanes, self._attendant, self._may_accept, loop, selector)
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
         self._floor.opened.wait()
         if self._floor.failure is not None:
             raise self._floor.failure
+        on_ready()
+        self._may_accept.set()
 
     def retire(self, within: float, *, serve_queue: bool, hand_over: bool = False) -> None:
         """As for lanes."""
@@ -79,6 +82,7 @@ class LoopCrew(Crew):
                 self._enter(Phase.DRAINING, within)
             self._phase_ends = min(self._phase_ends, time.monotonic() + within)
             is_draining = self._phase is Phase.DRAINING
+            self.serves_queue = serve_queue and is_draining
         if is_draining:
             self._floor.call(self._floor.drain, serve_queue, hand_over)
         self._wake()
@@ -88,6 +92,7 @@ class LoopCrew(Crew):
         with self._lock:
             if self._phase in (Phase.CUTTING, Phase.OVER):
                 return
+            self.serves_queue = False
             self._enter(Phase.CUTTING, CUT_GRACE)
         self._floor.call(self._floor.cut)
         self._wake()

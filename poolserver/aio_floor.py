@@ -46,8 +46,8 @@ class CrewOfFloor(CrewOfLane, Protocol):
 
 
 class Floor:
-    """``opened`` is set once it accepts, or has met its ``failure``; ``has_answered`` by each ``tick``, for which the
-    crew asks. ``datagrams``: a transport for each listener of that kind."""
+    """``opened`` is set once it could accept, or has met its ``failure``; ``has_answered`` by each ``tick``, for which
+    the crew asks. ``datagrams``: a transport for each listener of that kind."""
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Floor:
         rows: Sequence[Row],
         lanes: list[Lane],
         attendant: Attendant,
+        may_accept: threading.Event,
         loop: asyncio.AbstractEventLoop,
         selector: LoopSelector | None,
     ) -> None:
@@ -69,6 +70,7 @@ class Floor:
         self._seats = [Seat(number, crew, row, self) for number, row in enumerate(rows)]
         self._free = self._seats[::-1]
         self._attendant = attendant
+        self._may_accept = may_accept
         self._selector = selector
         self._stations = list(crew.stations.values())
         lanes += self._seats
@@ -99,6 +101,9 @@ class Floor:
             self._is_over = True
         finally:
             self.opened.set()
+        if not self._is_over:
+            self._may_accept.wait()
+            self._listen()
         while not self._is_over:
             try:
                 self.loop.run_forever()
@@ -162,12 +167,13 @@ class Floor:
         self._unlisten()
         for station in self._stations:
             station.queued = queue_length(station.server.socket) if serve_queue and not self._is_closed else 0
+        now = time.monotonic()
         if not self._is_leaving:
             self._is_leaving = True
-            self._patience_ends = time.monotonic() + DRAIN_PATIENCE
-            self._unwatch_parked()
-            self._attendant.drain(time.monotonic(), hand_over=hand_over)
-            self._watch_parked()
+            self._patience_ends = now + DRAIN_PATIENCE
+        self._unwatch_parked()  # another descriptor tells of them from now on
+        self._attendant.drain(now, hand_over=hand_over)
+        self._watch_parked()
         self._resume()
 
     def cut(self) -> None:
@@ -194,7 +200,6 @@ class Floor:
             seat.open()
         if self._selector is not None:
             self._selector.exclusive.update(station.fd for station in self._stations)
-        self._listen()
         self._watch_parked()
 
     def _listen(self) -> None:
@@ -283,6 +288,9 @@ class Floor:
         for station in self._stations:
             while station.queued and self._free:
                 station.queued = station.queued - 1 if self._free[-1].take(station) else 0
+        for intake in self._crew.intakes:
+            while self._crew.serves_queue and self._free and self._free[-1].take_in(intake):
+                pass  # what is on its way between workers: nobody else takes it at the service's end
         if not (self._is_closed or any(station.queued for station in self._stations)):
             self._is_closed = True
             for seat in self._free:

@@ -6,10 +6,12 @@ something came last.
 
 import asyncio
 import functools
+import socket
 import time
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from poolserver.adapter import LINGER_BYTES, LINGER_TIMEOUT, has_input
 from poolserver.aio import LoopHandler
 from poolserver.rows import Outcome
 from poolserver.station import Station
@@ -35,10 +37,17 @@ class SeatOfProtocol(Protocol):
 class Stream(asyncio.StreamReaderProtocol):
     """For a coroutine function. ``heard``: when something came last, in monotonic seconds."""
 
-    def __init__(self, seat: SeatOfProtocol, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        seat: SeatOfProtocol,
+        request: socket.socket,
+        reader: asyncio.StreamReader,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         # A callback, though none is needed: only with one StreamWriter.start_tls knows that this is the server's side.
         super().__init__(reader, seat.on_stream, loop)
         self.seat = seat
+        self.request = request
         self.reader = reader
         """Kept: StreamReaderProtocol does not, and cuts the connection when its reader is collected."""
         self.heard = time.monotonic()
@@ -52,6 +61,37 @@ class Stream(asyncio.StreamReaderProtocol):
         """As ever."""
         super().connection_lost(exc)
         self.seat.on_lost(self)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the handler has left something unread, whether it was read for it already or not."""
+        return bool(getattr(self.reader, "_buffer", b"")) or has_input(self.request)
+
+    def linger(self, transport: Any) -> None:
+        """Half-close and read on, bounded, until the client has seen the reply and closes: see ``adapter.py``."""
+        transport.set_protocol(Lingering(self, transport))
+        transport.write_eof()
+        transport.resume_reading()
+        asyncio.get_running_loop().call_later(LINGER_TIMEOUT, transport.abort)
+
+
+class Lingering(asyncio.Protocol):
+    """Takes the place of a stream whose handler is through: nothing that comes is for anybody."""
+
+    def __init__(self, stream: Stream, transport: Any) -> None:
+        self._stream = stream
+        self._transport = transport
+        self._left = LINGER_BYTES
+
+    def data_received(self, data: bytes) -> None:
+        """Read, and forgotten."""
+        self._left -= len(data)
+        if self._left <= 0:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The stream is to know."""
+        self._stream.connection_lost(exc)
 
 
 class HearingStream(Stream):

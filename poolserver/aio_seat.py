@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any, Protocol
 
-from poolserver import process
+from poolserver import access, process
 from poolserver.adapter import log_error, peer_name
 from poolserver.aio import LoopHandler
 from poolserver.aio_datagrams import DatagramTransport
@@ -90,6 +90,10 @@ class Seat(Lane):
         elif post is not None:
             self._take_up(post)
 
+    def take_in(self, intake: Intake) -> bool:
+        """Take what another worker sent. False: there was none."""
+        return self._take_in(intake)
+
     def leave(self) -> None:
         """It is not there for new connections any more."""
         self.is_accepting = False
@@ -105,7 +109,7 @@ class Seat(Lane):
         guest.seat = self
         self._crew.park.give(parked, self._row.number)
         self._row.resume(peer_name(parked.address))
-        self._handle(parked.station, parked.request, parked.address, guest=guest)
+        self._handle(parked.station, parked.request, parked.address, parked, guest=guest)
 
     def cancel(self, outcome: Outcome) -> None:
         """End its connection as ``outcome``: cancel the handler, which may still say goodbye; a protocol has no say."""
@@ -156,6 +160,7 @@ class Seat(Lane):
         """The transport is closed."""
         if protocol is self._protocol:
             self._is_lost = True
+            self._measure()
             if self.task is None:
                 self._finish()
 
@@ -164,7 +169,7 @@ class Seat(Lane):
         station: Station,
         request: Any,
         address: Any,
-        parked: Parked | None = None,  # noqa: ARG002 - a lane's, which has conversations
+        parked: Parked | None = None,
         *,
         guest: Guest | None = None,
     ) -> None:
@@ -177,6 +182,7 @@ class Seat(Lane):
         if self._parked:
             self._crew.watch_closely()
         now = time.monotonic()
+        self._born = parked.born if parked is not None else now
         if self._handler_timeout:
             self.deadline = now + self._handler_timeout
         self.next_look = now + station.idle_timeout if station.idle_timeout else math.inf
@@ -200,6 +206,8 @@ class Seat(Lane):
             self._say(error)
         process.leave_if_forked(self._forks)
         self._row.end(end)
+        if self._has_access_log:
+            access.tell(station, self.address, self.number, time.monotonic(), (len(data), None), end)
 
     async def _attend_to(self, station: Station, request: socket.socket, guest: Guest | None) -> None:
         """The task: whatever a handler raises, SystemExit included, ends here."""
@@ -214,10 +222,11 @@ class Seat(Lane):
             self.on_failure(error)
         self.task = None
         if self.transport is None:
+            self._measure()
             request.close()
             self._is_lost = True
         elif handler.is_coroutine or self.is_ended_from_outside:
-            self.transport.close()
+            self._close()
         if self._is_lost:
             self._finish()
 
@@ -229,7 +238,7 @@ class Seat(Lane):
             return
         reader = asyncio.StreamReader(loop=loop)
         kind = Stream if self._station.is_tcp else HearingStream
-        await self._connect(kind(self, reader, loop), request, guest)
+        await self._connect(kind(self, request, reader, loop), request, guest)
         if not self.is_ended_from_outside:
             await handler.target(reader, self._writer)
 
@@ -264,13 +273,30 @@ class Seat(Lane):
             self._floor.lobby.enter(parked, self._row.number)
         return False
 
+    def _close(self) -> None:
+        """Once all is sent; so that what the client is still sending does not destroy the reply."""
+        transport, protocol = self.transport, self._protocol
+        can_linger = isinstance(protocol, Stream) and not transport.is_closing() and transport.can_write_eof()
+        if can_linger and not self.is_ended_from_outside and protocol.has_unread:
+            protocol.linger(transport)
+        else:
+            transport.close()
+
+    def _measure(self) -> None:
+        """While the connection has a descriptor still."""
+        if self._has_access_log:
+            self._moved = access.moved(self.request)
+
     def _finish(self) -> None:
         process.leave_if_forked(self._forks)
         end = self._outcome
         if self._ended_from_outside is not None:
             cut, outcome = self._ended_from_outside
             end, self._ended_from_outside = (outcome if cut is self.request else end), None
-        self.request = self.transport = self._protocol = self._writer = None
+        station, moved = self._station, self._moved or access.UNCOUNTED
+        if self._has_access_log and not end.is_refusal:
+            access.tell(station, self.address, self.number, self._born, moved, end)
+        self.request = self.transport = self._moved = self._protocol = self._writer = None
         self.deadline = self.next_look = math.inf
         self._row.end(end)
         if self._door is not None:
@@ -294,6 +320,13 @@ class Seat(Lane):
         if self._writer is None:
             return bool(self.transport.is_reading())
         return bool(self._protocol.is_read_from)
+
+    def _on_accept_error(self, station: Station, error: OSError) -> bool:
+        """As for lanes, but nobody waits here."""
+        is_taken = super()._on_accept_error(station, error)
+        if self._crew.shortage.is_on:
+            self._floor.hold_back()
+        return is_taken
 
     def _pause(self) -> None:
         self._floor.hold_back()

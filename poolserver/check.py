@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import aio, handlers, log, tls
+from poolserver import aio, handlers, tls
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
 from poolserver.errors import ConfigError, PoolserverError
+from poolserver.lines import formatter
 from poolserver.networks import Networks, source_of
 from poolserver.privileges import Account
 from poolserver.sections import Config, Tls
@@ -39,7 +40,7 @@ def examine(loaded: Loaded) -> Report:
     report = Report(effective(loaded))
     account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
-    checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)]
+    checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: formatter(settings.log.format)]
     checks += [lambda: aio.refuse_missing(settings.pool.event_loop)]
     checks += [refuse_daemon] if settings.server.daemonize else []
     for is_usable in checks:

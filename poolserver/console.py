@@ -151,7 +151,7 @@ class Console:
 
         def body(report_fd: int) -> int:
             log.introduce("metrics", self._name)
-            process.keep_only([report_fd, listener.fileno(), theirs.fileno(), log.present().fileno()])
+            process.keep_only([report_fd, listener.fileno(), theirs.fileno(), log.present()[0].fileno()])
             exporter = importlib.import_module("poolserver.exporter")
             return int(exporter.run(master_pid, listener, theirs))
 

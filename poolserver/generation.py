@@ -63,12 +63,43 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class _Logs:
+    """Where a generation writes: the log, and the access log where that has a file of its own."""
+
+    main: log.LineHandler
+    access: log.LineHandler | None
+
+    def following(self, before: sections.Log, after: sections.Log) -> "_Logs":
+        """Those of the generation to come: what does not change stays open.
+
+        Raises:
+            ConfigError: one cannot be opened, or the log cannot be written.
+        """
+        is_same = before.format == after.format
+        has_same_log, has_same_access = is_same and before.file == after.file, is_same and before.access == after.access
+        access_handler = self.access if has_same_access else log.opened_access(after.access, after.format)
+        try:
+            handler = self.main if has_same_log else _tried(log.opened(after.file, after.format))
+        except BaseException:
+            if access_handler is not None and not has_same_access:
+                access_handler.close()
+            raise
+        return _Logs(handler, access_handler)
+
+    def close_but(self, kept: "_Logs") -> None:
+        """Close those that are not among ``kept``."""
+        for handler in (self.main, self.access):
+            if handler is not None and handler not in (kept.main, kept.access):
+                handler.close()
+
+
+@dataclass(frozen=True)
 class _Draft:
     """A generation with what it was made of."""
 
     loaded: Loaded
     groups: Sequence[Group]
-    log_handler: log.LineHandler
+    logs: "_Logs"
     generation: Generation
 
     @property
@@ -105,7 +136,7 @@ class Succession:
         self._went: list[Listener] = []
         terms = terms_of(loaded.config, loaded.config.socket.backlog)  # may raise: before anything is bound
         groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config), passed=manager.passed)
-        self._present = self._drafted(loaded, terms, groups, log.present())
+        self._present = self._drafted(loaded, terms, groups, _Logs(*log.present()))
         manager.drop_unclaimed()
         self._keep()
 
@@ -166,8 +197,8 @@ class Succession:
     def abandon(self) -> None:
         """There will be no next generation."""
         close_all(self._fresh())
-        if self._next is not None and self._next.log_handler is not self._present.log_handler:
-            self._next.log_handler.close()
+        if self._next is not None:
+            self._next.logs.close_but(self._present.logs)
         self._next = None
 
     def withdraw(self) -> None:
@@ -226,19 +257,18 @@ class Succession:
     def _prepared(self, loaded: Loaded) -> _Draft:
         settings = loaded.config
         options, terms = listener_options(settings), terms_of(settings, settings.socket.backlog)
-        handler = _log_handler(settings.log, self.settings.log, self._present.log_handler)
+        logs = self._present.logs.following(self.settings.log, settings.log)
         try:
             groups = bind_groups(settings.server.bind, options, self._present.groups, self._manager.passed)
         except BaseException:
-            if handler is not self._present.log_handler:
-                handler.close()
+            logs.close_but(self._present.logs)
             raise
         retuned = [
             replace(group, listeners=tuple(each.with_options(options) for each in group.listeners)) for group in groups
         ]
-        return self._drafted(loaded, terms, retuned, handler)
+        return self._drafted(loaded, terms, retuned, logs)
 
-    def _drafted(self, loaded: Loaded, terms: Terms, groups: Sequence[Group], log_handler: log.LineHandler) -> _Draft:
+    def _drafted(self, loaded: Loaded, terms: Terms, groups: Sequence[Group], logs: "_Logs") -> _Draft:
         settings = loaded.config
         listeners = [listener for group in groups for listener in group.listeners]
 
@@ -250,11 +280,11 @@ class Succession:
             listeners,
             make_stations,
             terms,
-            lambda: log.use(log_handler, settings.log.level),
+            lambda: log.use(logs.main, settings.log.level, logs.access),
             functools.partial(handlers.call, settings.server.worker_start, "server.worker_start"),
             functools.partial(handlers.call, settings.server.worker_stop, "server.worker_stop"),
         )
-        return _Draft(loaded, groups, log_handler, generation)
+        return _Draft(loaded, groups, logs, generation)
 
 
 def load(settings: Config) -> handlers.Service:
@@ -269,18 +299,15 @@ def _changed(before: Loaded, after: Loaded) -> list[str]:
     return [key for (key, old, _), (_, new, _) in pairs if old != new]
 
 
-def _log_handler(section: sections.Log, before: sections.Log, present: log.LineHandler) -> log.LineHandler:
-    """The present handler, or one for the new file, which must take a line.
+def _tried(handler: log.LineHandler) -> log.LineHandler:
+    """The same, which must take a line.
 
     Raises:
-        ConfigError: it cannot be opened or written.
+        ConfigError: it cannot be written.
     """
-    if (section.file, section.format) == (before.file, before.format):
-        return present
-    handler = log.opened(section.file, section.format)
     try:
         handler.write("log opened for a reload")
     except OSError as error:
         handler.close()
-        raise ConfigError(f"log.file: cannot write {section.file}: {error.strerror or error}") from error
+        raise ConfigError(f"log.file: cannot write {handler.path}: {error.strerror or error}") from error
     return handler

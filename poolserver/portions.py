@@ -77,5 +77,6 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         handshake_timeout=settings.tls.handshake_timeout,
         event_loop=settings.pool.event_loop,
         service_interval=service_interval,
+        has_access_log=bool(settings.log.access),
         tick=max(SHORTEST_TICK, min(LONGEST_TICK, timeouts.worker / SIGNS)) if timeouts.worker else LONGEST_TICK,
     )

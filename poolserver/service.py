@@ -106,7 +106,7 @@ def _serve(
     settings = loaded.config
     environ = config.environment()
     journal = environ.get("JOURNAL_STREAM", "")
-    log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
+    log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account, settings.log.access)
     log.introduce("master", settings.server.service_name)
     shortage.raise_limit()
     # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
@@ -257,7 +257,7 @@ def _supervise(
         herald = Herald(
             manager,
             pool,
-            Health(succession.settings.timeouts.worker),
+            Health(lambda: succession.settings.timeouts.worker),
             lambda now: observer.snapshot(pool, master.roster(), now),
         )
         master = Master(

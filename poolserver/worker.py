@@ -93,7 +93,7 @@ class Worker:
     def run(self) -> int:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
-        log.introduce(f"worker {self._seat.slot}", self._generation.name)
+        log.introduce(f"worker {self._seat.slot}", self._generation.name, self._seat.slot)
         if self._seat.stacks_fd >= 0:
             stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
@@ -124,11 +124,10 @@ class Worker:
             self._generation.leave()
             return 0
         try:
-            self._crew.start()
+            self._crew.start(lambda: self._report(process.READY))
         except ConfigError as error:
             self._report_failure(error)
             return ConfigError.exit_code
-        self._report(process.READY)
         self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
         self._tell_left()
         if self._is_orphaned:

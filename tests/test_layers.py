@@ -19,10 +19,10 @@ LAYERS = """
     pidfile vigil herald console companion control metrics queues rendezvous remote master parties resident worker
     generation portions recycling handlers aio_crew aio_floor aio_deadlines aio_seat aio_lobby aio_datagrams
     aio_protocols aio_loop aio functions crew attendant deadlines mending here lane reception handling handover park
-    parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info socket_options
-    unix_path holders address datagrams shared_socket process inquiry stacks signals failures log privileges config
-    sections values proxy_protocol tls admission sources claims networks scoreboard rows pool turnover fates roster
-    reload tally repeats snapshot events states commands errors
+    access parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info
+    socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals failures log
+    journal lines privileges config sections values proxy_protocol tls admission sources claims networks scoreboard
+    rows crowds pool turnover fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -45,7 +45,7 @@ HOMES = {
     "signal.pthread_sigmask": {"signals"},
     "os.environ": {"config", "systemd"},
     "os.getenv": {"config"},
-    "socket.socket": {"handover", "listener", "unix_path", "remote", "queues", "systemd"},
+    "socket.socket": {"handover", "journal", "listener", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
@@ -56,7 +56,7 @@ HOMES = {
     "exit": set[str](),
     "quit": set[str](),
 }
-_ON_LOOP = {f"aio_{part}" for part in "crew floor deadlines seat lobby datagrams protocols loop".split()}  # noqa: SIM905
+_ON_LOOP = {f"aio_{part}" for part in ("crew", "floor", "deadlines", "seat", "lobby", "datagrams", "protocols", "loop")}
 IMPORT_HOMES = {
     "psutil": {"metrics", "recycling"},
     "setproctitle": {"log"},
@@ -65,17 +65,8 @@ IMPORT_HOMES = {
     "rich": {"top"},
     "prometheus_client": {"exporter"},
     "pydantic": {"sections", "config", "values"},
-    "asyncio": {
-        "aio_crew",
-        "aio_floor",
-        "aio_loop",
-        "aio_protocols",
-        "aio_seat",
-        "aio_datagrams",
-        "aio_deadlines",
-        "aio_lobby",
-    },
-    "mmap": {"claims", "scoreboard", "sources", "failures"},
+    "asyncio": _ON_LOOP,
+    "mmap": {"claims", "crowds", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}

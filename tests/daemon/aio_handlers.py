@@ -79,6 +79,11 @@ async def deaf():
             continue
 
 
+async def curt(reader, writer):
+    """Answers the first line, whatever else its client has to say."""
+    writer.write(await reader.readline())
+
+
 async def steady(reader, writer):
     """Says its pid, then answers each line; the last one, once its worker is to leave, with "bye " before it."""
     writer.write(f"{os.getpid()}\n".encode())

@@ -135,6 +135,17 @@ def test_protocol_that_refuses_its_connection_is_closed(daemon):
     assert served.status()["pool"]["busy"] == 0
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_reply_is_not_destroyed_by_what_the_client_still_sends(daemon, loop):
+    """Its handler has heard enough; the client sends all of it, and reads the reply then."""
+    served = daemon("aio_handlers:curt", workers=1, loop=loop)
+    with connect(served) as client:
+        client.sendall(b"enough\n" + b"x" * 2_000_000)
+        assert read_line(client) == b"enough\n"
+        assert client.recv(1) == b""
+    totals(served, served=1)
+
+
 def test_handler_stops_the_service(daemon):
     """``writer.server`` is the server object, as ``self.server`` is elsewhere."""
     served = daemon(ORDERS)
