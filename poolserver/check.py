@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import handlers, tls
+from poolserver import aio, handlers, tls
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
@@ -44,6 +44,7 @@ def examine(loaded: Loaded) -> Report:
     account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
     checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: formatter(settings.log.format)]
+    checks += [lambda: aio.refuse_missing(settings.pool.event_loop)]
     checks += [refuse_daemon] if settings.server.daemonize else []
     for is_usable in checks:
         try:

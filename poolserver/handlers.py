@@ -19,6 +19,7 @@ from typing import Any, ClassVar, cast
 
 from poolserver.adapter import LaneServer, adapted, passed_over
 from poolserver.address import Address
+from poolserver.aio import LoopHandler, kind_of, loop_handler
 from poolserver.conversation import handler_class, is_conversational, is_movable
 from poolserver.datagrams import shared
 from poolserver.errors import ConfigError
@@ -34,6 +35,11 @@ DEFER_ACCEPT = 1
 """Seconds of TCP_DEFER_ACCEPT where a lane would have to wait for the client's first byte anyway: most connections then
 come with it, and are served at once (88 of 100 had no data yet at accept(2) without it). It is no shield: after the
 time, connections come all the same."""
+
+_WANTED = (
+    "want a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address), a coroutine function"
+    " f(reader, writer), an asyncio protocol, or a socketserver server class with a RequestHandlerClass of its own"
+)
 
 _STREAM_ONLY = socketserver.StreamRequestHandler
 _DATAGRAM_ONLY = socketserver.DatagramRequestHandler
@@ -56,6 +62,12 @@ class PlainHTTPServer(HTTPServer):
         socketserver.TCPServer.server_bind(self)
         address: Any = self.server_address
         self.server_name, self.server_port = (str(address), 0) if isinstance(address, str) else address[:2]
+
+
+class LargeUDPServer(socketserver.UDPServer):
+    """For asyncio's protocols, to which 8192 bytes are no bound."""
+
+    max_packet_size = 65536
 
 
 def load(handler: str, server_class: str, pythonpath: Sequence[Path] = ()) -> Service:
@@ -85,10 +97,16 @@ def service_of(attribute: Any, handler: str, server_class: str) -> Service:
                 f"server.handler: {handler} is a server class, and so is server.server_class: give one of them"
             )
         return _service_of(attribute, handler)
+    if (on_loop := loop_handler(attribute, handler)) is not None:
+        if chosen is not None:
+            raise ConfigError(
+                f"server.server_class: {handler} is {kind_of(on_loop)}, which no socketserver class serves"
+            )
+        return Service(on_loop, None)
     if inspect.isroutine(attribute):
         return Service(handler_around(attribute, handler), chosen)
     if not (isinstance(attribute, type) and issubclass(attribute, socketserver.BaseRequestHandler)):
-        raise ConfigError(f"server.handler: {handler} is {_kind(attribute)}{_remedy(attribute)}")
+        raise ConfigError(f"server.handler: {handler} is {_kind(attribute)}; {_WANTED}")
     return Service(attribute, chosen)
 
 
@@ -124,11 +142,17 @@ def fitting(service: Service, address: Address) -> None:
     unfit = _DATAGRAM_ONLY if address.is_stream else _STREAM_ONLY
     if isinstance(handler, type) and issubclass(handler, unfit):
         raise ConfigError(f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}")
+    if isinstance(handler, type) and issubclass(handler, LoopHandler) and not _fits(handler, address):
+        raise ConfigError(f"server.handler: {handler.__name__} is {kind_of(handler)}, which cannot serve {address.url}")
     if isinstance(handler, type) and issubclass(handler, FunctionHandler) and not address.is_stream:
         raise ConfigError(
             f"server.handler: {handler.__name__} is a plain function, which serves connections and cannot serve"
             f" {address.url}; want a socketserver.DatagramRequestHandler"
         )
+
+
+def _fits(handler: type[LoopHandler], address: Address) -> bool:
+    return handler.serves_streams if address.is_stream else handler.serves_datagrams
 
 
 def stations(service: Service, listeners: Sequence[Listener], terms: Terms) -> list[Station]:
@@ -287,7 +311,8 @@ def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> soc
 
 def _stock_class(handler: Any, listener: Listener) -> type[socketserver.BaseServer]:
     if not listener.is_stream:
-        return socketserver.UDPServer
+        is_on_loop = isinstance(handler, type) and issubclass(handler, LoopHandler)
+        return LargeUDPServer if is_on_loop else socketserver.UDPServer
     if isinstance(handler, type) and issubclass(handler, BaseHTTPRequestHandler):
         return PlainHTTPServer
     return socketserver.TCPServer
@@ -324,16 +349,6 @@ def _import(spec: str, key: str) -> Any:
         except AttributeError:
             raise ConfigError(f"{key}: module {module_name} has no {path!r}") from None
     return found
-
-
-def _remedy(attribute: Any) -> str:
-    bases = attribute.__mro__ if isinstance(attribute, type) else ()
-    if any(base.__module__ == "asyncio.protocols" for base in bases):
-        return ", an asyncio protocol, which this version cannot serve"
-    return (
-        "; want a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address),"
-        " or a socketserver server class with a RequestHandlerClass of its own"
-    )
 
 
 def _kind(attribute: Any) -> str:

@@ -58,7 +58,7 @@ class Park:
         self._ordinal = quarters.ordinal
         self._claims = claims
         self._lock = claims.lock
-        self._between = 0
+        self._between = self._lent = 0
         self._sent: dict[int, float] = {}
 
     def __len__(self) -> int:
@@ -79,6 +79,14 @@ class Park:
             if parked.ending is None and not self._watch(parked):
                 gone.append(parked)
         return gone
+
+    def lend(self, parked: Parked, lane: int) -> None:
+        """Count what ``lane`` has as parked, though another looks after it, who ends it with ``give`` or ``drop``."""
+        with self._lock:
+            self._count(parked, lane)
+            parked.is_lent = True
+            self._lent += 1
+            self._publish(parked, 1)
 
     def pass_on(self, parked: Parked, lane: int) -> None:
         """Leave what ``lane`` has to the next lane that has time, behind what is ready now."""
@@ -311,7 +319,7 @@ class Park:
         if parked.is_between:
             self._between += change
         (self.crowd.come if change > 0 else self.crowd.leave)(parked.address)
-        self.row.parked(len(self) - self._between, self._between)
+        self.row.parked(len(self) + self._lent - self._between, self._between)
 
     def _count(self, parked: Parked, lane: int) -> None:
         if parked.claim:
@@ -319,6 +327,10 @@ class Park:
             parked.is_counted = self._claims.park(self._ordinal, parked.claim)
 
     def _uncount(self, parked: Parked) -> None:
+        if parked.is_lent:
+            parked.is_lent = False
+            self._lent -= 1
+            self._publish(parked, -1)
         if parked.is_counted:
             parked.is_counted = False
             self._claims.unpark(self._ordinal, parked.claim)

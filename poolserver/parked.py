@@ -27,8 +27,8 @@ class Parked:
     ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
     ``born``: when it was accepted, or came from another worker. ``claim``: the number of the source that it counts for,
     0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
-    ``is_leaving``: a lane is to finish it for another worker to go on with. ``wants_room``: what it waits for is that
-    the client takes what was sent.
+    ``is_leaving``: a lane is to finish it for another worker to go on with. ``is_lent``: it is in an event loop's
+    lobby. ``wants_room``: what it waits for is that the client takes what was sent.
     """
 
     station: Station
@@ -45,6 +45,7 @@ class Parked:
     is_counted: bool = False
     is_in_hand: bool = False
     is_leaving: bool = False
+    is_lent: bool = False
     has_news: bool = False
     step: Step = Step.REQUEST
     wants_room: bool = False

@@ -12,6 +12,7 @@ from signal import SIGCHLD
 from typing import Literal
 
 from poolserver import config, console, generation, handlers, log, process, shortage, signals
+from poolserver.aio import crew_for
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
 from poolserver.console import Console
@@ -210,7 +211,7 @@ class ResidentSpawn:
         resident = Resident()
         stations = self._generation.make_stations()
         self._generation.on_start()
-        self._crew = Crew(
+        self._crew = crew_for(stations)(
             stations,
             self._board.quarters(berth),
             self._generation.terms,

@@ -17,12 +17,12 @@ FILES = sorted(PACKAGE.glob("*.py"))
 LAYERS = """
     __main__ cli top trends whereabouts tables check unit __init__ exporter server service surroundings daemonize
     pidfile vigil herald console companion control metrics queues rendezvous remote master parties resident worker
-    generation portions recycling handlers functions crew attendant deadlines mending here lane reception handling
-    handover park access parked conversation shortage station door wakeups waits adapter binding listener systemd
-    tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals
-    failures log journal streams lines privileges config sections values proxy_protocol tls admission sources claims
-    networks scoreboard rows crowds pool turnover fates roster reload tally repeats snapshot events states commands
-    errors
+    generation portions recycling handlers aio_crew aio_floor aio_deadlines aio_seat aio_lobby aio_datagrams
+    aio_protocols aio_loop aio functions crew attendant deadlines mending here lane reception handling handover park
+    access parked conversation shortage station door wakeups waits adapter binding listener systemd tcp_info
+    socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals failures log
+    journal streams lines privileges config sections values proxy_protocol tls admission sources claims networks
+    scoreboard rows crowds pool turnover fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -49,13 +49,14 @@ HOMES = {
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
-    "threading.Thread": {"crew"},
+    "threading.Thread": {"crew", "aio_crew"},
     "print": {"cli"},
     "sys.exit": {"cli"},
     "click.echo": {"cli"},
     "exit": set[str](),
     "quit": set[str](),
 }
+_ON_LOOP = {f"aio_{part}" for part in ("crew", "floor", "deadlines", "seat", "lobby", "datagrams", "protocols", "loop")}
 IMPORT_HOMES = {
     "psutil": {"metrics", "recycling"},
     "setproctitle": {"log"},
@@ -64,7 +65,7 @@ IMPORT_HOMES = {
     "rich": {"top"},
     "prometheus_client": {"exporter"},
     "pydantic": {"sections", "config", "values"},
-    "asyncio": {"aio"},
+    "asyncio": _ON_LOOP,
     "mmap": {"claims", "crowds", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
     "pickle": set[str](),  # C04: whoever writes a pickle runs code in whoever reads it
