@@ -109,10 +109,11 @@ class Crew:
         with self._lock:
             return bool(self.park or self.wakeups.has_passed_on or self._attendant.unsent)
 
-    def watch_closely(self) -> None:
-        """A lane takes a connection while others are parked, or it leaves and parks one: have it noticed soon."""
-        if not self._attendant.is_close:
-            self._attendant.is_close = True
+    def watch_closely(self, *, if_full: bool = False) -> None:
+        """A lane that leaves has parked a connection, or all have one while others are parked: be there soon."""
+        attendant = self._attendant
+        if not (attendant.is_close or (if_full and any(lane.request is None for lane in self._lanes))):
+            attendant.is_close = True
             self._wake()
 
     def hand_over(self, parked: Parked) -> None:
