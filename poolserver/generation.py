@@ -1,22 +1,16 @@
-"""Generations: what the workers of each serve and on which terms, and how a reload makes the next one.
+"""A generation: what its workers serve and on which terms; the narrow values that each part needs of a configuration.
 
-Runs in the master. A ``Succession`` owns the listeners of the present generation, of the one that is being prepared,
-and those that went but are still served. It decides nothing: ``pool.py`` says when it is to do what.
+How one follows another is ``succession.py``'s.
 """
 
-import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from poolserver import handlers, log, sections
+from poolserver import handlers
 from poolserver.admission import Limits
-from poolserver.binding import Group, bind_groups, close_all
-from poolserver.config import Loaded, effective
-from poolserver.errors import ConfigError, PoolserverError
-from poolserver.events import NotPrepared, Prepared
+from poolserver.errors import ConfigError
 from poolserver.listener import Listener, Options
 from poolserver.networks import Networks
 from poolserver.privileges import Account
@@ -25,29 +19,13 @@ from poolserver.scoreboard import MAX_LANES, MAX_WORKERS
 from poolserver.sections import Config
 from poolserver.states import Policy
 from poolserver.station import Station, Terms
-from poolserver.systemd import Manager
 
 _log = logging.getLogger("poolserver")
-
-_FIXED = frozenset(
-    # What the process was made with, or what others know it by.
-    {"server.name", "server.preload", "server.user", "server.group", "server.umask", "server.chdir", "server.pidfile"}
-    | {"server.daemonize", "control.socket", "control.mode", "metrics.bind"}
-    # What a socket is bound with.
-    | {"socket.reuse_address", "socket.ipv6_only"}
-)
-"""Keys that no reload changes: it says so by name, and changes nothing."""
-
-_CODE = frozenset({"server.handler", "server.server_class", "server.pythonpath"})
-"""What was imported once for all with ``server.preload``."""
 
 SIGNS = 4
 LONGEST_TICK = 1.0
 SHORTEST_TICK = 0.05
 """A worker gives at least so many signs of life within ``timeouts.worker``, and so many seconds apart."""
-
-_RESIDENT_SECTIONS = ("limits", "log")
-"""What a reload changes where everything runs in one process."""
 
 
 @dataclass(frozen=True)
@@ -70,201 +48,6 @@ class Generation:
             self.on_stop()
         except ConfigError as error:
             _log.error("%s", error, extra={"details": error.details})
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A generation with what it was made of."""
-
-    loaded: Loaded
-    groups: Sequence[Group]
-    log_handler: log.LineHandler
-    generation: Generation
-
-    @property
-    def listeners(self) -> list[Listener]:
-        return [listener for group in self.groups for listener in group.listeners]
-
-
-class Succession:
-    """The present generation, and the next one while a reload is under way.
-
-    Use it as a context manager: the end closes every listener, and removes the files of Unix sockets.
-
-    Args:
-        loaded: The configuration of the first generation.
-        reread: The same once more from wherever it came; may raise PoolserverError.
-        service: What is served, where it was imported already (``server.preload``, a class in a library call).
-        manager: The service manager, which may have passed listeners, and may keep ours for the next master.
-
-    Raises:
-        ConfigError: a bind URL cannot be parsed.
-        SystemRefusedError: an address cannot be bound.
-    """
-
-    def __init__(
-        self, loaded: Loaded, reread: Callable[[], Loaded], service: handlers.Service | None, manager: Manager
-    ) -> None:
-        self.followers: list[Callable[[], None]] = []
-        """Called at a commit: lanes in this process, and status, go on under the new terms."""
-        self._reread = reread
-        self._service = service
-        self._manager = manager
-        self._number = 1
-        self._next: _Draft | None = None
-        self._went: list[Listener] = []
-        groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config), passed=manager.passed)
-        self._present = self._drafted(loaded, groups, log.present())
-        manager.drop_unclaimed()
-        self._keep()
-
-    def preload(self, service: handlers.Service | None) -> None:
-        """Before anything is served: this was imported, once for all."""
-        self._service = service
-
-    @property
-    def settings(self) -> Config:
-        """The configuration of the present generation."""
-        return self._present.loaded.config
-
-    @property
-    def present(self) -> Generation:
-        return self._present.generation
-
-    def of(self, number: int) -> Generation:
-        """The present generation, or the next one by its number."""
-        return self._next.generation if self._next and number > self._number else self._present.generation
-
-    def listeners(self) -> Iterator[Listener]:
-        """All that are open here: a worker closes its copies of those that are not of its generation."""
-        yield from self._present.listeners
-        yield from self._went
-        yield from self._fresh()
-
-    def prepare(self) -> Prepared | NotPrepared:
-        """Read the configuration again, bind what is new, and try the new log."""
-        try:
-            loaded = self._reread()
-            self._refuse_fixed(loaded)
-            self._next = self._prepared(loaded)
-        except ConfigError as error:
-            return NotPrepared(f"{error}\n{error.details}".strip())
-        except PoolserverError as error:
-            return NotPrepared(str(error))
-        kept = {listener.socket for listener in self._next.listeners}
-        closes = any(listener.socket not in kept for listener in self._present.listeners)
-        return Prepared(policy_of(loaded.config), closes)
-
-    def commit(self) -> None:
-        """The next generation is the present one. Listeners that are not its own stay open until ``withdraw``."""
-        assert self._next is not None
-        before, self._present, self._next = self._present, self._next, None
-        self._number += 1
-        kept = {listener.socket for listener in self._present.listeners}
-        self._went += [listener for listener in before.listeners if listener.socket not in kept]
-        for listener in self._present.listeners:
-            listener.apply_options()  # of one that stays and whose options do, nothing is touched
-        self._keep()
-        self.present.use_log()
-        for follow in self.followers:
-            follow()
-        changed = ", ".join(_changed(before.loaded, self._present.loaded)) or "nothing in the configuration"
-        code = "; the code is the one that was imported at the start" if self._service is not None else ""
-        _log.info("reload: generation %d; changed: %s%s", self._number, changed, code)
-
-    def abandon(self) -> None:
-        """There will be no next generation."""
-        close_all(self._fresh())
-        if self._next is not None and self._next.log_handler is not self._present.log_handler:
-            self._next.log_handler.close()
-        self._next = None
-
-    def withdraw(self) -> None:
-        """Close what went: newcomers are refused there, and the last old worker serves what is queued."""
-        went, self._went = self._went, []
-        self._keep()
-        for listener in went:
-            _log.info("no longer listening on %s", listener.url)
-            listener.is_kept = False
-            listener.close_door()
-            listener.close()
-
-    def close_door(self, *, has_lanes: bool) -> None:
-        """Let nobody in any more. Without lanes here, our copies close too: the last worker to have served its queue
-        then frees the address, and newcomers are refused instead of waiting for the longest conversation to end."""
-        self._manager.let_go()
-        for listener in self.listeners():
-            listener.close_door()
-            if not has_lanes:
-                listener.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        close_all(self.listeners())
-
-    def _keep(self) -> None:
-        """Have systemd keep what we bound, so that not even a master that is killed loses who waits there."""
-        own = [listener for listener in (*self._present.listeners, *self._went) if not listener.is_adopted]
-        self._manager.keep({listener.url: listener.socket for listener in own})
-        for listener in own:
-            listener.is_kept = self._manager.has_store
-
-    def _fresh(self) -> list[Listener]:
-        """What was bound for the next generation only."""
-        held = {listener.socket for listener in self._present.listeners}
-        return [each for each in self._next.listeners if each.socket not in held] if self._next else []
-
-    def _refuse_fixed(self, loaded: Loaded) -> None:
-        before, after = self.settings, loaded.config
-        changed = _changed(self._present.loaded, loaded)
-        reasons = {key: "a reload cannot change it; restart" for key in changed if key in _FIXED}
-        if self._service is not None:
-            text = "imported once at the start (server.preload): a reload cannot change it; upgrade or restart"
-            reasons |= {key: text for key in changed if key in _CODE}
-        if (before.pool.worker_count == 0) != (after.pool.worker_count == 0):
-            reasons["pool.workers"] = "a reload cannot change between 0 and more; restart"
-        elif before.pool.worker_count == 0:
-            text = "without worker processes a reload changes limits and log only; restart"
-            reasons = {key: text for key in changed if key.partition(".")[0] not in _RESIDENT_SECTIONS}
-        if reasons:
-            origins = loaded.origins
-            raise ConfigError("\n".join(f"{origins[key]}: {key}: {reason}" for key, reason in reasons.items()))
-
-    def _prepared(self, loaded: Loaded) -> _Draft:
-        settings = loaded.config
-        options = listener_options(settings)
-        handler = _log_handler(settings.log, self.settings.log, self._present.log_handler)
-        try:
-            groups = bind_groups(settings.server.bind, options, self._present.groups, self._manager.passed)
-        except BaseException:
-            if handler is not self._present.log_handler:
-                handler.close()
-            raise
-        retuned = [
-            replace(group, listeners=tuple(each.with_options(options) for each in group.listeners)) for group in groups
-        ]
-        return self._drafted(loaded, retuned, handler)
-
-    def _drafted(self, loaded: Loaded, groups: Sequence[Group], log_handler: log.LineHandler) -> _Draft:
-        settings = loaded.config
-        listeners = [listener for group in groups for listener in group.listeners]
-        terms = terms_of(settings, settings.socket.backlog)
-
-        def make_stations() -> list[Station]:
-            return handlers.stations(self._service or load(settings), listeners, terms)
-
-        generation = Generation(
-            settings.server.service_name,
-            listeners,
-            make_stations,
-            terms,
-            lambda: log.use(log_handler, settings.log.level),
-            functools.partial(handlers.call, settings.server.worker_start, "server.worker_start"),
-            functools.partial(handlers.call, settings.server.worker_stop, "server.worker_stop"),
-        )
-        return _Draft(loaded, groups, log_handler, generation)
 
 
 def load(settings: Config) -> handlers.Service:
@@ -331,26 +114,3 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         service_interval=service_interval,
         tick=max(SHORTEST_TICK, min(LONGEST_TICK, timeouts.worker / SIGNS)) if timeouts.worker else LONGEST_TICK,
     )
-
-
-def _changed(before: Loaded, after: Loaded) -> list[str]:
-    """The keys whose values differ."""
-    pairs = zip(effective(before), effective(after), strict=True)
-    return [key for (key, old, _), (_, new, _) in pairs if old != new]
-
-
-def _log_handler(section: sections.Log, before: sections.Log, present: log.LineHandler) -> log.LineHandler:
-    """The present handler, or one for the new file, which must take a line.
-
-    Raises:
-        ConfigError: it cannot be opened or written.
-    """
-    if (section.file, section.format) == (before.file, before.format):
-        return present
-    handler = log.opened(section.file, section.format)
-    try:
-        handler.write("log opened for a reload")
-    except OSError as error:
-        handler.close()
-        raise ConfigError(f"log.file: cannot write {section.file}: {error.strerror or error}") from error
-    return handler

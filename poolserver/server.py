@@ -31,9 +31,10 @@ from poolserver.pool import Pool
 from poolserver.recycling import Recycler
 from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Config, Timeouts
-from poolserver.service import ResidentSpawn, forking_spawn, stayers
+from poolserver.service import stayers
 from poolserver.shared_socket import SharedSocket
 from poolserver.socket_options import defer_accept
+from poolserver.spawning import ResidentSpawn, forking_spawn
 from poolserver.states import Policy
 from poolserver.tally import Tally
 from poolserver.values import available_cores

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
@@ -15,29 +15,26 @@ from poolserver import config, console, generation, handlers, log, process, shor
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
 from poolserver.console import Console
-from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError, UsageError
-from poolserver.events import Start
-from poolserver.generation import Generation, Succession, allowance_of, policy_of
-from poolserver.handover import Pairs
+from poolserver.generation import allowance_of, policy_of
 from poolserver.herald import Health, Herald
 from poolserver.listener import Listener
 from poolserver.master import Master
 from poolserver.metrics import Observer
-from poolserver.parties import Attendant, Spawn, WorkerHandle
+from poolserver.parties import Attendant, Spawn
 from poolserver.pool import Pool
 from poolserver.privileges import Account
 from poolserver.recycling import Recycler
-from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
+from poolserver.spawning import ResidentSpawn, forking_spawn
 from poolserver.states import WorkerState
-from poolserver.station import Terms
+from poolserver.succession import Succession
 from poolserver.systemd import Manager
 from poolserver.tally import Tally
 from poolserver.vigil import Vigil
-from poolserver.worker import Seat, Worker, never_accepted
+from poolserver.worker import never_accepted
 
 _log = logging.getLogger("poolserver")
 
@@ -136,93 +133,6 @@ def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> han
     if settings.pool.worker_count == 0 or section.preload:
         return generation.load(settings)
     return None
-
-
-@contextlib.contextmanager
-def forking_spawn(
-    generation_of: Callable[[int], Generation],
-    board: Scoreboard,
-    inbox: signals.Inbox[Command],
-    register: Register,
-    desk: Console | None = None,
-    *,
-    listeners: Callable[[], Iterable[Listener]] = tuple,
-) -> Iterator[Spawn]:
-    """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; its copies of inbox and console, which are the master's; and those
-    of ``listeners`` that its generation does not have, or their addresses would never be free."""
-    lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
-    pairs = Pairs.open()
-
-    def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
-        generation = generation_of(start.generation)
-
-        def body(report_fd: int) -> int:
-            os.close(lifeline_write)
-            inbox.close()
-            if desk is not None:
-                desk.close_in_child()
-            for sibling in siblings:
-                sibling.close()
-            own = {listener.socket for listener in generation.listeners}
-            for listener in listeners():
-                if listener.socket not in own:
-                    listener.socket.close()
-            generation.use_log()
-            others = desk.listeners if desk is not None else ()
-            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, others, stacks_fd)
-            return Worker(seat, generation, board.quarters(berth), register, pairs).run()
-
-        with desk.worker_pipe(start.serial) if desk is not None else contextlib.nullcontext(-1) as stacks_fd:
-            return process.fork(body)
-
-    try:
-        yield spawn
-    finally:
-        os.close(lifeline_read)
-        os.close(lifeline_write)
-        pairs.close()
-
-
-class ResidentSpawn:
-    """The one worker that is this process."""
-
-    def __init__(
-        self,
-        generation: Generation,
-        board: Scoreboard,
-        register: Register,
-        *,
-        on_released: Callable[[], None] = lambda: None,
-        is_reloadable: bool = False,
-    ) -> None:
-        self._generation = generation
-        self._board = board
-        self._register = register
-        self._on_released = on_released
-        self._is_reloadable = is_reloadable
-        self._crew: Crew | None = None
-
-    def __call__(self, _start: Start, berth: Berth, _siblings: Sequence[WorkerHandle]) -> WorkerHandle:
-        resident = Resident()
-        stations = self._generation.make_stations()
-        self._generation.on_start()
-        self._crew = Crew(
-            stations,
-            self._board.quarters(berth),
-            self._generation.terms,
-            self._register,
-            on_stop_asked=resident.ask_stop,
-            on_released=self._on_released,
-        )
-        self._crew.door.is_open &= not self._is_reloadable  # so that lanes ask it for each connection
-        resident.start(self._crew)
-        return resident
-
-    def take_over(self, terms: Terms) -> None:
-        """After a reload: the lanes go on under the new limits."""
-        if self._crew is not None:
-            self._crew.door.change(terms.limits)
 
 
 def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console, manager: Manager) -> None:

@@ -261,7 +261,7 @@ class LameDuckMachine(PoolMachine):
     lame_duck = 3.0
 
 
-PoolMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestPoolMachine = PoolMachine.TestCase
-LameDuckMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+LameDuckMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestLameDuckMachine = LameDuckMachine.TestCase
