@@ -9,6 +9,7 @@ from poolserver.errors import ConfigError
 
 _SCHEMES = {
     "tcp": socket.SOCK_STREAM,
+    "tls": socket.SOCK_STREAM,
     "udp": socket.SOCK_DGRAM,
     "unix": socket.SOCK_STREAM,
     "unixgram": socket.SOCK_DGRAM,
@@ -40,6 +41,11 @@ class Address:
         return _SCHEMES.get(self.scheme) is socket.SOCK_STREAM
 
     @property
+    def is_tcp(self) -> bool:
+        """Whether it is a TCP listener, whatever is spoken there."""
+        return self.scheme in ("tcp", "tls")
+
+    @property
     def url(self) -> str:
         if self.fd >= 0:
             return f"fd://{self.fd}"
@@ -63,7 +69,8 @@ def parse(url: str) -> list[Address]:
     if scheme == "systemd" and colon:
         return [Address("systemd", socket.AF_UNSPEC, rest)]
     if scheme not in _SCHEMES or not colon:
-        known = "tcp://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:"
+        known = "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N"
+        known += ", systemd:"
         raise ConfigError(f"server.bind: {url!r} is not an address (known: {known})")
     if scheme.startswith("unix"):
         return [_parse_unix(url, scheme, rest)]

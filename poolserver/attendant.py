@@ -100,8 +100,9 @@ class Attendant:
         self.hands_over = hand_over and self._pairs is not None
         self.is_close = True
         patience = min(DRAIN_PATIENCE, self._terms.graceful_timeout)
-        head = min(patience, self._limits.head)
-        grace = Limits(patience, Outcome.CUT, head, -math.inf, Outcome.SERVED, header=patience)
+        head, handshake = min(patience, self._limits.head), min(self._terms.graceful_timeout, self._limits.handshake)
+        prefaces = {"header": patience, "hello": patience, "handshake": handshake}
+        grace = Limits(patience, Outcome.CUT, head, -math.inf, Outcome.SERVED, **prefaces)
         self._limits = grace
         self._next_look = 0.0
         self.look(now)

@@ -2,19 +2,20 @@
 
 import ipaddress
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import handlers, log
+from poolserver import handlers, log, tls
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.networks import Networks, source_of
 from poolserver.privileges import Account
-from poolserver.sections import Config
+from poolserver.sections import Config, Tls
 from poolserver.shortage import most_descriptors
+from poolserver.surroundings import refuse_daemon
 
 OTHER_DESCRIPTORS = 64
 """What a worker has open beside its connections, and its handlers' own files, at a guess."""
@@ -38,11 +39,14 @@ def examine(loaded: Loaded) -> Report:
     report = Report(effective(loaded))
     account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
-    for is_usable in (lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)):
+    checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)]
+    checks += [refuse_daemon] if settings.server.daemonize else []
+    for is_usable in checks:
         try:
             is_usable()
         except ConfigError as error:
             report.problems.append(str(error))
+    _try_certificate(settings, report)
     if settings.control.socket and not Path(settings.control.socket).parent.is_dir():
         report.problems.append(f"control.socket: the folder of {settings.control.socket} does not exist")
     if settings.server.chdir and not Path(settings.server.chdir).is_dir():
@@ -81,7 +85,7 @@ def _account_hazards(settings: Config, addresses: list[Address], account: Accoun
     low = [address.url for address in addresses if isinstance(address.sockaddr, tuple) and address.sockaddr[1] < first]
     if low:
         yield f"{low[0]}: only root can bind it: after a reload or upgrade that moves it, a restart is needed"
-    files = {"log.file": settings.log.file}
+    files = {"log.file": settings.log.file, "server.pidfile": settings.server.pidfile}
     files |= {address.url: str(address.sockaddr) for address in addresses if address.has_file}
     for what, path in files.items():
         if path and not account.may_write(Path(path).parent):
@@ -109,13 +113,24 @@ def _try_handler(settings: Config, addresses: list[Address], report: Report) -> 
         report.details = error.details
 
 
+def _try_certificate(settings: Config, report: Report) -> None:
+    section = settings.tls
+    try:
+        tls.context_for(settings.server.bind, **section.model_dump(exclude={"handshake_timeout"}))
+    except ConfigError as error:
+        report.problems.append(str(error))
+
+
 def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
     limit = _sysctl("/proc/sys/net/core/somaxconn")
     if limit is not None and settings.socket.backlog > limit:
         yield f"socket.backlog = {settings.socket.backlog} is cut to {limit} by net.core.somaxconn"
     if not settings.timeouts.idle:
         yield "timeouts.idle is off: a client that falls silent holds its lane for ever"
+    if settings.server.daemonize and not settings.log.file:
+        yield "server.daemonize without log.file: a daemon has no standard error, and its log is lost"
     yield from _limit_hazards(settings, addresses)
+    yield from _tls_hazards(settings.tls, addresses)
     if settings.proxy_protocol.mode != "off":
         yield from _proxy_hazards(settings.proxy_protocol.trusted, addresses)
     yield from _parking_hazards(settings)
@@ -123,9 +138,9 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
         most = _sysctl("/proc/sys/net/core/rmem_max")
         if most is not None and settings.socket.receive_buffer > most:
             yield f"socket.receive_buffer is above net.core.rmem_max = {most}: granted to root only"
-    if settings.socket.defer_accept and not any(address.scheme == "tcp" for address in addresses):
+    if settings.socket.defer_accept and not any(address.is_tcp for address in addresses):
         yield "socket.defer_accept is set, but nothing listens on TCP"
-    if any(address.scheme == "tcp" for address in addresses) and _sysctl("/proc/sys/net/ipv4/tcp_syncookies") == 0:
+    if any(address.is_tcp for address in addresses) and _sysctl("/proc/sys/net/ipv4/tcp_syncookies") == 0:
         yield "net.ipv4.tcp_syncookies = 0: a flood of SYNs fills the queue of half-open connections"
 
 
@@ -156,6 +171,16 @@ def _parking_hazards(settings: Config) -> Iterator[str]:
         )
 
 
+def _tls_hazards(section: Tls, addresses: list[Address]) -> Iterator[str]:
+    if section.certificate and not any(address.scheme == "tls" for address in addresses):
+        yield "tls.certificate is given, but nothing listens on tls://"
+    if section.client_ca and section.client_auth == "none":
+        yield "tls.client_ca is given, but tls.client_auth = none asks nobody for a certificate"
+    key = section.key or section.certificate
+    if key and _mode(key) & 0o004:
+        yield f"tls: everybody on this machine can read the key in {key}"
+
+
 def _proxy_hazards(trusted: Iterable[str], addresses: list[Address]) -> Iterator[str]:
     for network in trusted:
         if network.endswith("/0"):
@@ -178,6 +203,13 @@ def _sees_proxies_only(addresses: list[Address], exempt: Iterable[str]) -> bool:
 def _is_public(address: Address) -> bool:
     """Whether strangers can reach it: neither a Unix socket nor a loopback address."""
     return isinstance(address.sockaddr, tuple) and not ipaddress.ip_address(address.sockaddr[0]).is_loopback
+
+
+def _mode(path: str) -> int:
+    try:
+        return Path(path).stat().st_mode
+    except OSError:
+        return 0  # a problem that is reported as one
 
 
 def _sysctl(path: str) -> int | None:

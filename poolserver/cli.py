@@ -17,6 +17,7 @@ from poolserver.config import Loaded, Option, environment, load
 from poolserver.errors import ConfigError, PoolserverError, UsageError
 from poolserver.remote import PATIENCE, Server, located
 from poolserver.sections import json_schema
+from poolserver.unit import Installation, Units
 
 _EXIT_CODES = """
 \b
@@ -70,15 +71,20 @@ def cli() -> None:
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options that ``run`` and ``check`` share."""
-    urls = "tcp://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:[NAME]"
+    urls = (
+        "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N,"
+        " systemd:[NAME]"
+    )
     helps = {
         "config": "TOML file with the configuration.",
         "bind": f"Where to listen; may repeat. {urls}.  [default: tcp://127.0.0.1:20000]",
         "workers": "Worker processes; auto = cores, 0 = everything in this process.  [default: auto]",
         "threads": "Lanes (threads) in each worker, each with one connection at a time.  [default: 8]",
+        "daemon": "Leave the shell once the pool serves; see server.pidfile.",
         "set": "Set any key of the configuration; may repeat.",
     }
     for decorate in (
+        click.option("--daemon", "is_daemon", is_flag=True, help=helps["daemon"]),
         click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help=helps["set"]),
         click.option("-t", "--threads", metavar="N", help=helps["threads"]),
         click.option("-w", "--workers", metavar="N", help=helps["workers"]),
@@ -125,6 +131,7 @@ def _loaded(
     workers: str | None,
     threads: str | None,
     sets: Sequence[str],
+    is_daemon: bool,
 ) -> Loaded:
     options: dict[str, Option] = {}
     for text in sets:
@@ -132,6 +139,8 @@ def _loaded(
         if not equals or "." not in key:
             raise UsageError(f"--set {text}: want SECTION.KEY=VALUE, as in --set pool.threads=4")
         options[key.strip()] = Option(value.strip(), "--set")
+    if is_daemon:
+        options["server.daemonize"] = Option("true", "--daemon")
     if bind:
         options["server.bind"] = Option(tuple(bind), "--bind")
     named = {
@@ -266,6 +275,23 @@ def stacks(**where: Any) -> None:
     with _asked(**where) as server:
         told = server.ask("stacks", patience=2 * PATIENCE)
     click.echo(whereabouts.stacks_text(told["stacks"], told["status"]))
+
+
+@cli.command("unit", epilog=_EXIT_CODES)
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="TOML file with the configuration.")
+def unit_command(path: Path | None) -> None:
+    """Print a hardened systemd service for this configuration, then, after a line `# --- NAME.socket`, its socket unit.
+
+    With the socket unit, which may be left out, systemd binds the listeners: then no restart refuses anybody, and a low
+    port needs no privilege.
+    """
+    loaded = _loaded(None, path, (), None, None, (), is_daemon=False)
+    program = Path(sys.argv[0]).absolute()
+    command = [str(program)] if program.name == "poolserver" else [sys.executable, "-m", "poolserver"]
+    environ = environment()
+    searched = [Path(folder) for folder in environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    units = Units(loaded, Installation(command, [Path(sys.prefix), Path(sys.base_prefix), *searched], environ))
+    click.echo(f"# {units.name}.service\n{units.service()}\n# --- {units.name}.socket\n{units.socket()}", nl=False)
 
 
 @cli.command()

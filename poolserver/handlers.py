@@ -3,6 +3,7 @@
 Runs in a worker (so that a restart loads new code), in the one process of ``-w 0``, and in ``check``.
 """
 
+import errno
 import importlib
 import inspect
 import logging
@@ -147,7 +148,9 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
     handler = handler_class(getattr(server, "RequestHandlerClass", None))
     wait = _wait(handler, terms) if listener.is_stream else Wait.NONE
     proxy_mode = terms.proxy_mode if listener.is_stream and terms.proxy_mode != "off" else ""
-    client_is_first = wait is not Wait.NONE or proxy_mode
+    tls = terms.tls if listener.address.scheme == "tls" else None
+    first_step = Step.HEADER if proxy_mode else Step.HANDSHAKE if tls is not None else Step.REQUEST
+    client_is_first = wait is not Wait.NONE or first_step is not Step.REQUEST
     defer = listener.options.defer_accept or (DEFER_ACCEPT if client_is_first else 0)
     return Station(
         server,
@@ -165,8 +168,9 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
         is_movable=is_movable(handler),
         may_block=type(server).get_request
         not in (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request),
-        first_step=Step.HEADER if proxy_mode else Step.REQUEST,
+        first_step=first_step,
         proxy_mode=proxy_mode,
+        tls=tls,
     )
 
 
@@ -220,7 +224,7 @@ def refuse_wrapped(sock: socket.socket) -> None:
         ConfigError: says where to wrap instead.
     """
     if getattr(sock, "context", None) is not None:
-        raise ConfigError("a TLS-wrapped listener cannot be shared: wrap each connection, in the handler's setup()")
+        raise ConfigError("a TLS-wrapped listener cannot be shared: bind tls://, or wrap each connection in setup()")
 
 
 def _server_for(service: Service, listener: Listener) -> LaneServer:
@@ -228,7 +232,7 @@ def _server_for(service: Service, listener: Listener) -> LaneServer:
     names = {"address_family": listener.address.family, "seat": shared(listener.socket)}
     cls = type(stock.__name__, (_Seated, adapted(stock)), names | {"__module__": stock.__module__})
     try:
-        server = cast(_Seated, _call(cls, listener.socket.getsockname(), service.handler))
+        server = _made(cls, listener, service.handler)
         server.take_seat()
         return server
     except ConfigError:
@@ -238,6 +242,23 @@ def _server_for(service: Service, listener: Listener) -> LaneServer:
             f"server class {stock.__name__} cannot be made for {listener.url}: {type(error).__name__}: {error}",
             traceback.format_exc(),
         ) from error
+
+
+def _made(cls: type[_Seated], listener: Listener, handler: Any) -> _Seated:
+    """The constructor opens a socket, if only to throw it away: where no family but AF_UNIX may be opened, one of that.
+
+    Source: systemd.exec(5), RestrictAddressFamilies=.
+    """
+    address = listener.socket.getsockname()
+    try:
+        return cast(_Seated, _call(cls, address, handler))
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
+    cls.address_family = socket.AF_UNIX
+    server = cast(_Seated, _call(cls, address, handler))
+    server.address_family = listener.address.family
+    return server
 
 
 def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> socketserver.BaseServer:

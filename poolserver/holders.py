@@ -22,9 +22,10 @@ def _inet_inodes(scheme: str, port: int) -> set[str]:
     """Inodes of sockets bound to ``port``: for TCP those in state LISTEN (0A). Source: proc(5)."""
     suffix = struct.pack(">H", port).hex().upper()
     found = set()
-    for table in (f"/proc/net/{scheme}", f"/proc/net/{scheme}6"):
-        for fields in _rows(table):
-            is_bound = fields[3] == "0A" or scheme == "udp"
+    table = "udp" if scheme == "udp" else "tcp"
+    for path in (f"/proc/net/{table}", f"/proc/net/{table}6"):
+        for fields in _rows(path):
+            is_bound = fields[3] == "0A" or table == "udp"
             if is_bound and fields[1].rpartition(":")[2] == suffix:
                 found.add(fields[9])
     return found

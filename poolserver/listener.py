@@ -109,7 +109,7 @@ class Listener:
         if self.is_stream and not (self.is_adopted or self.is_kept):
             with contextlib.suppress(OSError):  # shut down by a handler: then nothing comes in anyway
                 self.socket.listen(0)
-                if self.address.scheme == "tcp":
+                if self.address.is_tcp:
                     _drop_all(self.socket)
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ def _bound(address: Address, options: Options) -> tuple[Address, socket.socket]:
     try:
         server.socket.setblocking(False)
         # Never on UDP: any other user could bind the same port and get the packets.
-        server.allow_reuse_address = options.reuse_address and address.scheme == "tcp"
+        server.allow_reuse_address = options.reuse_address and address.is_tcp
         server.request_queue_size = options.backlog
         _set_options(server.socket, address, options)
         if address.family == socket.AF_UNIX:
@@ -243,7 +243,7 @@ def set_inherited_options(sock: socket.socket, address: Address, options: Option
     """What accepted TCP sockets take over from their listener.
 
     Keep-alive covers a peer that vanishes while we receive, the user time-out one that vanishes while we send."""
-    if address.scheme != "tcp":
+    if not address.is_tcp:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.nodelay)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, options.keepalive)

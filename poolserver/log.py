@@ -4,6 +4,7 @@ The library only uses the logger ``poolserver``; a daemon calls ``configure`` on
 a line, so that lines of several processes in one file are never torn, and a failing write stops nobody.
 """
 
+import contextlib
 import fcntl
 import importlib
 import logging
@@ -12,6 +13,7 @@ import re
 import select
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import setproctitle
 
@@ -34,10 +36,14 @@ _MARGINAL = re.compile(r" |Traceback |(?!poolserver:)[A-Za-z_][\w.]*(:|$)")
 """What may begin a line that is not the first of its record; a record begins with digits, an ``announce``d line with
 our name."""
 
+Announce = Callable[[str], None]
+"""Tells whoever waits for it, in one line, that the pool serves."""
+
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """What the journal calls them. Source: syslog(3)."""
 
 _speaker = "poolserver"
+_has_standard_streams = False
 _service = ""
 _journal = ""
 _handler: "LineHandler | None" = None
@@ -70,8 +76,10 @@ class LineHandler(logging.Handler):
                 "cannot reopen log.file %s: %s; going on with the old one", self._path, error.strerror
             )
             return
-        old, self._fd = self._fd, fresh
+        with self._held():  # a lane that is writing must not meet the number again as a client's connection
+            old, self._fd = self._fd, fresh
         os.close(old)
+        self.follow()
 
     def write(self, text: str) -> None:
         """One line, or the reason why it cannot be written.
@@ -81,10 +89,27 @@ class LineHandler(logging.Handler):
         """
         _write(self._fd, self._octets(logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)))
 
+    def follow(self) -> None:
+        """In a daemon, have standard output and error go where the log goes: what handlers print, and last words."""
+        if _has_standard_streams and self._path:
+            os.dup2(self._fd, 1)
+            os.dup2(self._fd, 2)
+
     def close(self) -> None:
         """Give the descriptor back: another handler has taken over."""
-        os.close(self._fd)
+        with self._held():
+            fd, self._fd = self._fd, -1
+        os.close(fd)
         super().close()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """While the block runs, nobody writes."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -220,6 +245,13 @@ def use(handler: LineHandler, level: str) -> None:
         _handler.close()
     logging.raiseExceptions = False  # a log that fails must not print about it
     _handler = handler
+    handler.follow()
+
+
+def take_standard_streams() -> None:
+    """From the next ``use`` on, the log's file gets them too: a daemon's lead nowhere."""
+    global _has_standard_streams
+    _has_standard_streams = True
 
 
 def reopen() -> None:
@@ -250,8 +282,9 @@ def keep_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115 - for the process's whole life
 
 
 def _write(fd: int, octets: bytes) -> None:

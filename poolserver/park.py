@@ -100,6 +100,7 @@ class Park:
             with self._lock:
                 if verdict in READY or parked.ending is not None:
                     self._remove(parked)
+                    parked.is_in_hand = parked.has_news = False  # it may come back for its next step
                     return parked
                 if not parked.has_news:
                     parked.is_in_hand = False
@@ -211,7 +212,7 @@ class Park:
     def part(self) -> None:
         """The lanes are to leave: let the parked, and nothing else, wake those that stay for them."""
         with self._lock:
-            self._wakeups.part(self.by_fd)
+            self._wakeups.part({fd: parked.wants_room for fd, parked in self.by_fd.items()})
 
     def share_out(self) -> None:
         """See what the other workers have parked, and what is left for this one."""
@@ -263,7 +264,8 @@ class Park:
         """Whoever had its number before was closed by a thread of its handler, and is found at its limit."""
         parked.fd = parked.request.fileno()
         try:
-            self._wakeups.watch(parked.fd)  # under the lock: whoever it wakes finds the entry
+            # Under the lock: whoever it wakes finds the entry.
+            self._wakeups.watch(parked.fd, has_room=parked.wants_room)
         except OSError:
             parked.ending = Outcome.REFUSED_MAX_PARKED
             return False

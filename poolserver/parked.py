@@ -16,7 +16,7 @@ from poolserver.station import Station, Terms
 from poolserver.waits import Step, Verdict, Wait, judge, judge_header
 
 READY = (Verdict.COMPLETE, Verdict.ENDED)
-_PREFACE_ENDINGS = {Step.HEADER: Outcome.REFUSED_PROXY}
+_PREFACE_ENDINGS = {Step.HEADER: Outcome.REFUSED_PROXY, Step.HANDSHAKE: Outcome.TIMEOUT_HANDSHAKE}
 UNFIT = {Verdict.TOO_LONG: Outcome.REFUSED_MAX_HEAD, Verdict.RESET: Outcome.REFUSED_RESET}
 
 
@@ -27,7 +27,7 @@ class Parked:
     ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
     ``claim``: the number of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is
     over, and how; a lane has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on
-    with.
+    with. ``wants_room``: what it waits for is that the client takes what was sent.
     """
 
     station: Station
@@ -46,10 +46,13 @@ class Parked:
     is_leaving: bool = False
     has_news: bool = False
     step: Step = Step.REQUEST
+    wants_room: bool = False
 
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""
         self.verdict = self._look_for_header() if self.step is Step.HEADER else look(self.request, self._wait(), most)
+        if self.wants_room and self.verdict is Verdict.SILENT and _has(self.request, select.POLLOUT):
+            self.verdict = Verdict.COMPLETE
         if self.verdict in UNFIT and self.ending is None:
             has_left = self.is_between and self.verdict is Verdict.RESET
             self.ending = Outcome.SERVED if has_left else UNFIT[self.verdict]
@@ -109,6 +112,9 @@ class Limits:
     keep_alive: float
     between_ending: Outcome = Outcome.TIMEOUT_KEEP_ALIVE
     header: float = math.inf
+    hello: float = math.inf
+    handshake: float = math.inf
+    """How long a PROXY header, the first byte of a TLS handshake, and the whole of it may take."""
 
     @classmethod
     def of(cls, terms: Terms, shrink: float = 1.0) -> "Limits":
@@ -117,11 +123,15 @@ class Limits:
             each * shrink or math.inf for each in (terms.first_byte_timeout, terms.head_timeout, terms.keep_alive)
         )
         ending = Outcome.TIMEOUT_FIRST_BYTE if first_byte <= head else Outcome.TIMEOUT_HEAD
-        return cls(min(first_byte, head), ending, head, keep_alive, header=terms.proxy_timeout * shrink)
+        header, handshake = terms.proxy_timeout * shrink, terms.handshake_timeout * shrink
+        silent = min(first_byte, head)
+        return cls(silent, ending, head, keep_alive, header=header, hello=handshake, handshake=handshake)
 
-    def preface(self, parked: Parked) -> float:  # noqa: ARG002
+    def preface(self, parked: Parked) -> float:
         """How long one may take that has not come to its request."""
-        return self.header
+        if parked.step is Step.HEADER:
+            return self.header
+        return self.handshake if parked.has_begun else self.hello
 
     def ending(self, parked: Parked) -> Outcome:
         """As what one counts that has waited too long."""

@@ -32,6 +32,9 @@ MAX_REASON_BYTES = 16384
 _libc = ctypes.CDLL(None, use_errno=True)  # before any fork: a child that hangs in the loader's lock would never end
 
 
+_withheld: set[int] = set()
+
+
 class Report(enum.Enum):
     """What a worker tells while it lives."""
 
@@ -172,6 +175,16 @@ def fork(body: Callable[[int], int]) -> Process:
     return Process(pid, _pidfd(pid), report_read)
 
 
+def withhold(fd: int) -> None:
+    """Keep a descriptor from every child: it is closed there at once. ``release`` it before it is closed here."""
+    _withheld.add(fd)
+
+
+def release(fd: int) -> None:
+    """The number may be anybody's from now on."""
+    _withheld.discard(fd)
+
+
 def run_and_wait(body: Callable[[], None]) -> None:
     """Run ``body`` in a forked child and wait for its end: one request of a pre-fork server's ``handle_request``."""
 
@@ -273,6 +286,9 @@ def _run_child(body: Callable[[int], int], report_read: int, report_write: int) 
     status = 1
     try:
         os.close(report_read)
+        for fd in _withheld:
+            os.close(fd)
+        _withheld.clear()
         status = body(report_write)
     except BaseException:  # noqa: BLE001 - nothing may unwind into the parent's frames
         sys.excepthook(*sys.exc_info())

@@ -1,4 +1,4 @@
-"""What a lane does with a newcomer before any handler has it: a PROXY header, admission, what it is to have sent.
+"""What a lane does with a newcomer before any handler has it: PROXY header, admission, TLS, what it is to have sent.
 
 Whatever is not there yet is waited for in the park; the lane does not wait.
 """
@@ -17,7 +17,8 @@ from poolserver.proxy_protocol import MAX_BYTES, Header, MalformedError, parse
 from poolserver.rows import Outcome, Row
 from poolserver.socket_options import set_idle_timeout
 from poolserver.station import Station
-from poolserver.waits import Step, Wait
+from poolserver.tls import Handshake, secured, shake_hands
+from poolserver.waits import Step, Verdict, Wait
 
 
 class Reception(Handling):
@@ -80,13 +81,17 @@ class Reception(Handling):
 
     def _go_on(self, parked: Parked) -> None:
         """From its step to its handler, or as far as it goes now."""
-        if parked.step is not Step.REQUEST:
-            if not self._is_introduced(parked):
-                return
-            if parked.station.wait is not Wait.NONE and not self._is_ready(parked):
-                return
+        station, is_new = parked.station, parked.step is not Step.REQUEST
+        if parked.step is Step.HEADER and not self._is_introduced(parked):
+            return
+        if parked.step is Step.HANDSHAKE and not self._is_secured(parked):
+            return
+        if is_new and station.wait is not Wait.NONE and not self._is_ready(parked):
+            return
+        if station.tls is not None and parked.conversation is None:
+            parked.request.settimeout(station.idle_timeout or None)  # the kernel's, OpenSSL would only try again
         self._row.resume(peer_name(parked.address))
-        self._handle(parked.station, parked.request, parked.address, parked)
+        self._handle(station, parked.request, parked.address, parked)
 
     def _is_trusted(self, parked: Parked) -> bool:
         source = source_of(parked.address, 32, 128)
@@ -102,8 +107,32 @@ class Reception(Handling):
             self._refuse(parked, Outcome.REFUSED_PROXY, str(error))
             return False
         parked.address = header.client or parked.address
-        self._enter(parked, Step.REQUEST)
+        self._enter(parked, Step.HANDSHAKE if parked.station.tls is not None else Step.REQUEST)
         return self._is_admitted(parked)
+
+    def _is_secured(self, parked: Parked) -> bool:
+        """Whether the TLS handshake is complete. TLS is put on once there is something to read: a silent client costs
+        no more than it does without."""
+        if not self._is_ready(parked):
+            return False
+        if parked.verdict is Verdict.ENDED and not parked.has_begun:
+            self._drop(parked, Outcome.REFUSED_TLS)  # a look whether somebody is here, as load balancers have it
+            return False
+        try:
+            if not parked.has_begun:
+                parked.has_begun = True
+                parked.request = secured(parked.request, parked.station.tls)
+            progress = shake_hands(parked.request)
+        except (OSError, ValueError) as error:
+            self._refuse(parked, Outcome.REFUSED_TLS, f"TLS handshake: {getattr(error, 'reason', None) or error}")
+            return False
+        parked.wants_room = progress is Handshake.WANTS_ROOM
+        if progress is not Handshake.DONE:
+            self._park(parked)
+            return False
+        parked.has_begun = False
+        self._enter(parked, Step.REQUEST)
+        return True
 
     def _is_admitted(self, parked: Parked) -> bool:
         door = self._door

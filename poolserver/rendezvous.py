@@ -24,7 +24,7 @@ def folders(environ: Mapping[str, str], uid: int) -> list[Path]:
 def default_path(name: str, environ: Mapping[str, str], uid: int) -> Path:
     """The path of the server with this name, where none is configured."""
     if directories := environ.get("RUNTIME_DIRECTORY"):  # several are separated by colons: systemd.exec(5)
-        return Path(directories.partition(":")[0], "control.sock")
+        return Path(directories.partition(":")[0]).resolve() / "control.sock"  # with DynamicUser= it may be a link
     return folders(environ, uid)[0] / f"{name}.sock"
 
 
@@ -38,11 +38,11 @@ def make_folder(folder: Path, *, for_another: bool = False) -> None:
     """
     with contextlib.suppress(FileExistsError):
         folder.mkdir(0o700)
-    if for_another:
-        folder.chmod(0o755)  # each server's socket there is its own user's, who must reach it
     found = folder.lstat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o40022 != 0o40000:
         raise SystemRefusedError(f"{folder} is not a folder of ours alone to write to")
+    if for_another:
+        folder.chmod(0o755)  # each server's socket there is its own user's, who must reach it
 
 
 def candidates(name: str, environ: Mapping[str, str], uid: int) -> list[Path]:

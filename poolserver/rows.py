@@ -58,6 +58,8 @@ class Outcome(enum.IntEnum):
     REFUSED_MAX_HEAD = enum.auto()
     REFUSED_MAX_PARKED = enum.auto()
     REFUSED_PROXY = enum.auto()  # no valid PROXY header, or from a peer that is not trusted with one
+    REFUSED_TLS = enum.auto()  # no TLS, or none that could be agreed upon
+    TIMEOUT_HANDSHAKE = enum.auto()
     REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
     WOULD_PER_SOURCE = enum.auto()
     WOULD_RATE = enum.auto()

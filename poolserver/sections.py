@@ -78,8 +78,10 @@ class Server(Section):
     group: Text = ""
     umask: OctalMode = Mode(0o027)
     chdir: AnchoredPath = ""
+    pidfile: AnchoredPath = ""
     worker_start: Text = ""
     worker_stop: Text = ""
+    daemonize: bool = False
 
     @property
     def service_name(self) -> str:
@@ -194,6 +196,26 @@ class Parking(Section):
     keep_alive: Duration = 75.0
 
 
+class Tls(Section):
+    """``[tls]``: what is spoken on ``tls://`` listeners. Files in PEM form."""
+
+    certificate: AnchoredPath = ""
+    key: AnchoredPath = ""
+    client_ca: AnchoredPath = ""
+    # After client_ca, which its validator looks at.
+    client_auth: Literal["none", "optional", "required"] = "none"
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    handshake_timeout: Annotated[Duration, Field(gt=0)] = 10.0
+
+    @field_validator("client_auth")
+    @classmethod
+    def _can_verify(cls, client_auth: str, info: ValidationInfo) -> str:
+        """Refuse to ask for certificates that nothing could verify."""
+        if client_auth != "none" and not info.data.get("client_ca"):
+            raise ValueError("must be none without tls.client_ca")
+        return client_auth
+
+
 class ProxyProtocol(Section):
     """``[proxy_protocol]``: who says whose connections it passes on, and must."""
 
@@ -244,6 +266,7 @@ class Config(BaseModel):
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     parking: Parking = Parking()
+    tls: Tls = Tls()
     proxy_protocol: ProxyProtocol = ProxyProtocol()
     log: Log = Log()
     control: Control = Control()

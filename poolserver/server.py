@@ -22,12 +22,13 @@ from poolserver.commands import LIBRARY_SIGNALS, Command
 from poolserver.crew import run_in_lane
 from poolserver.door import Register
 from poolserver.errors import ConfigError
-from poolserver.generation import Generation, allowance_of, terms_of
+from poolserver.generation import Generation
 from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
 from poolserver.listener import Listener, Options, adopt
 from poolserver.master import Master
 from poolserver.parties import Spawn
 from poolserver.pool import Pool
+from poolserver.portions import allowance_of, terms_of
 from poolserver.recycling import Recycler
 from poolserver.scoreboard import Scoreboard
 from poolserver.sections import Config, Timeouts
@@ -277,7 +278,7 @@ def _shared(server: PoolMixIn, options: Options) -> Iterator[Listener]:
     try:
         yield listener
     finally:
-        if listener.address.scheme == "tcp":
+        if listener.address.is_tcp:
             defer_accept(own, options.defer_accept)
         if isinstance(server.socket, SharedSocket):  # another one, if a handler broke the first
             server.socket.release()

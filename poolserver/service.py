@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
@@ -16,22 +16,21 @@ from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
 from poolserver.console import Console
 from poolserver.door import Register
-from poolserver.errors import ConfigError, UsageError
-from poolserver.generation import allowance_of, policy_of
+from poolserver.errors import UsageError
 from poolserver.herald import Health, Herald
 from poolserver.listener import Listener
 from poolserver.master import Master
 from poolserver.metrics import Observer
 from poolserver.parties import Attendant, Spawn
 from poolserver.pool import Pool
-from poolserver.privileges import Account
+from poolserver.portions import allowance_of, policy_of
 from poolserver.recycling import Recycler
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
 from poolserver.spawning import ResidentSpawn, forking_spawn
 from poolserver.states import WorkerState
 from poolserver.succession import Succession
-from poolserver.systemd import Manager
+from poolserver.surroundings import Surroundings, surround
 from poolserver.tally import Tally
 from poolserver.vigil import Vigil
 from poolserver.worker import never_accepted
@@ -86,24 +85,20 @@ def run(
     settings = loaded.config
     if not (settings.server.handler or settings.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
-    log.keep_standard_descriptors()
-    with Manager.taken_from_environment() as manager, _umask(settings.server.umask):
-        _run(loaded, read, handler, manager, is_whole_process=is_whole_process)
+    is_final = is_whole_process or settings.server.daemonize
+    surround(settings.server, functools.partial(_serve, loaded, read, handler, is_final=is_final))
 
 
-def _run(
+def _serve(
     loaded: Loaded,
     read: Callable[[], Loaded],
     handler: Callable[..., object] | None,
-    manager: Manager,
+    surroundings: Surroundings,
     *,
-    is_whole_process: bool,
+    is_final: bool,
 ) -> None:
+    account = surroundings.account
     settings = loaded.config
-    account = Account.named(settings.server.user, settings.server.group)
-    if account is not None:
-        account.refuse_unreachable()
-    _change_directory(settings.server.chdir)
     environ = config.environment()
     journal = environ.get("JOURNAL_STREAM", "")
     log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
@@ -115,14 +110,19 @@ def _run(
     meanings: dict[int, Command | None] = dict(MASTER_SIGNALS)
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
-    taken = signals.taken(inbox, meanings, is_final=is_whole_process)
+    taken = signals.taken(inbox, meanings, is_final=is_final)
     operated = console.opened(settings, environ)
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
-    with contextlib.closing(inbox), operated as desk, taken, Succession(loaded, read, served, manager) as succession:
+    with (
+        contextlib.closing(inbox),
+        operated as desk,
+        taken,
+        Succession(loaded, read, served, surroundings.manager) as succession,
+    ):
         if account is not None:
             account.become()
             succession.preload(_loaded_here(settings, handler))
-        _supervise(succession, inbox, desk, manager)
+        _supervise(succession, inbox, desk, surroundings)
 
 
 def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> handlers.Service | None:
@@ -135,7 +135,10 @@ def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> han
     return None
 
 
-def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Console, manager: Manager) -> None:
+def _supervise(
+    succession: Succession, inbox: signals.Inbox[Command], desk: Console, surroundings: Surroundings
+) -> None:
+    manager = surroundings.manager
     board, register = Scoreboard.create(), Register.create()
     policy = policy_of(succession.settings)
     spawning: contextlib.AbstractContextManager[Spawn]
@@ -159,13 +162,18 @@ def _supervise(succession: Succession, inbox: signals.Inbox[Command], desk: Cons
     with process.frozen_heap(), spawning as spawn:
         pool = Pool(policy)
         observer = _observer(succession, register, board)
-        herald = Herald(manager, pool, Health(0.0), lambda now: observer.snapshot(pool, master.roster(), now))
+        herald = Herald(
+            manager,
+            pool,
+            Health(succession.settings.timeouts.worker),
+            lambda now: observer.snapshot(pool, master.roster(), now),
+        )
         master = Master(
             pool,
             spawn,
             inbox,
             board,
-            on_ready=lambda: log.announce(_ready_line(succession)),
+            on_ready=lambda: surroundings.announce(_ready_line(succession)),
             on_close_door=lambda: ledger.close_door(succession, has_lanes=policy.resident),
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
@@ -247,21 +255,3 @@ def _close_streams(listeners: Sequence[Listener], board: Scoreboard) -> None:
     for listener in listeners:
         if listener.is_stream:
             listener.close()
-
-
-@contextlib.contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    """For the block, and every process that is forked in it."""
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def _change_directory(path: str) -> None:
-    if path:
-        try:
-            os.chdir(path)
-        except OSError as error:
-            raise ConfigError(f"server.chdir: cannot enter {path}: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """Where lanes serve: a server object with its listener, and the terms of a crew. Plain values."""
 
 import os
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,8 @@ class Station:
     """Where a connection begins; behind a header, from the next on."""
     proxy_mode: str = ""
     """Which PROXY header a connection must begin with: v1, v2, any; empty = none."""
+    tls: ssl.SSLContext | None = None
+    """With which TLS is spoken here."""
 
     def is_intact(self) -> bool:
         """Whether the server's descriptor still is the listener: a closed number soon is another's connection."""
@@ -68,6 +71,8 @@ class Terms:
     proxy_mode: str = "off"
     proxy_trusted: Networks = NO_NETWORKS
     proxy_timeout: float = 5.0
+    tls: ssl.SSLContext | None = None
+    handshake_timeout: float = 10.0
     service_interval: float = 0.5
     tick: float = 1.0
     """Between signs of life, and looks at what no descriptor tells: a lane that died, a listener made blocking by a

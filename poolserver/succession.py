@@ -15,8 +15,9 @@ from poolserver.binding import Group, bind_groups, close_all
 from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
-from poolserver.generation import Generation, listener_options, load, policy_of, terms_of
+from poolserver.generation import Generation, load
 from poolserver.listener import Listener
+from poolserver.portions import listener_options, policy_of, terms_of
 from poolserver.sections import Config
 from poolserver.station import Station
 from poolserver.systemd import Manager

@@ -106,6 +106,11 @@ class Passed:
         return found
 
 
+def is_there() -> bool:
+    """Whether systemd expects this process to be the service."""
+    return "NOTIFY_SOCKET" in os.environ or "LISTEN_FDS" in os.environ
+
+
 @dataclass
 class Manager:
     """The service manager that started us, if one did. Without one, nothing is told and nothing was passed."""

@@ -25,6 +25,11 @@ _TEXTS: Mapping[str, str] = {
     "would_banned": "would be refused (dry run): banned",
     "refused_reset": "dropped: reset by the client before a handler was called",
     "timeout_first_byte": "cut: nothing sent within timeouts.first_byte",
+    "refused_tls": "refused: the TLS handshake failed",
+    "timeout_handshake": "cut: the TLS handshake was not complete within tls.handshake_timeout",
+    "timeout_head": "cut: what is waited for was not complete within timeouts.head",
+    "refused_max_head": "cut: what is waited for was longer than parking.max_head",
+    "refused_max_parked": "cut: parking.max_parked reached",
     "timeout_idle": "cut: silent for timeouts.idle",
 }
 

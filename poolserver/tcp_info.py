@@ -5,6 +5,7 @@ Offsets are of ``struct tcp_info``, which only ever grows at its end. Source: tc
 
 import select
 import socket
+import ssl
 import struct
 import sys
 
@@ -45,16 +46,18 @@ def has_queue(sock: socket.socket) -> bool:
 
 def is_idle(request: object, seconds: float) -> bool:
     """Whether ``SO_RCVTIMEO`` or ``SO_SNDTIMEO`` of ``seconds`` has ended this connection, as far as can be told by a
-    handler that is through with it. It took at least so long, or do not ask.
+    handler that is through with it; for TLS, whose sockets have it as their own time-out, that. It took at least so
+    long, or do not ask.
 
     Either the time-out's exception is being handled, or the client is there, has sent nothing that is unread, and on
     TCP nothing went either way for so long. What cannot be told apart: a handler that was busy elsewhere all that
     time and neither heard from its client nor told it anything; on a Unix socket, whatever it told it. A time-out that
     a handler has set itself is another matter: then these do not apply. Source: tcp(7), socket(7).
     """
-    if not isinstance(request, socket.socket) or request.gettimeout() is not None:
+    own = seconds if isinstance(request, ssl.SSLSocket) else None
+    if not isinstance(request, socket.socket) or request.gettimeout() != own:
         return False
-    if isinstance(sys.exception(), BlockingIOError):
+    if isinstance(sys.exception(), BlockingIOError if own is None else TimeoutError):
         return True
     try:
         if _is_readable(request):

@@ -8,7 +8,7 @@ Made after the fork, since an epoll made before it is shared by both sides. Owne
 import collections
 import os
 import select
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -57,13 +57,14 @@ class Wakeups(Generic[T]):
         fd = ready[0][0]
         return self._posts.get(fd) or (self._passed_on() if fd == self._again_fd else fd)
 
-    def watch(self, fd: int) -> None:
-        """Tell of what arrives on a parked connection. What is there already tells at once.
+    def watch(self, fd: int, *, has_room: bool = False) -> None:
+        """Tell of what arrives on a parked connection, and if asked of room for what is to be sent. What is there
+        already tells at once.
 
         Raises:
             OSError: the system's memory for watches is used up.
         """
-        self._parking.register(fd, _PARKED)
+        self._parking.register(fd, _PARKED | (select.EPOLLOUT if has_room else 0))
 
     def unwatch(self, fd: int) -> None:
         """Before the descriptor is closed: one whose file lives on in another process would go on telling."""
@@ -72,19 +73,20 @@ class Wakeups(Generic[T]):
         except OSError:
             pass  # closed already, by a thread of its handler
 
-    def part(self, parked: Iterable[int]) -> None:
+    def part(self, parked: Mapping[int, bool]) -> None:
         """For lanes that are to leave: from now on parked connections, and what is passed on, alone wake them, in
-        ``wait_parked``. What comes to posts wakes other workers."""
+        ``wait_parked``. What comes to posts wakes other workers. ``parked`` says which are watched for room, too."""
         for fd in self._posts:
             self.unwatch(fd)
         self._parted.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
         for fd in parked:
             self.unwatch(fd)
+        self._parking = self._parted
+        for fd, has_room in parked.items():
             try:
-                self._parted.register(fd, _PARKED)
+                self.watch(fd, has_room=has_room)
             except OSError:
                 pass  # likewise: it is found at its limit
-        self._parking = self._parted
 
     def wait_parked(self, seconds: float) -> T | int | None:
         """As ``wait``, after ``part``."""

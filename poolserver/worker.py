@@ -70,7 +70,7 @@ class Seat:
 
 def never_accepted(listeners: Iterable[Listener]) -> int:
     """Clients in the accept queues of our own TCP listeners: others do not tell, or live on with whoever made them."""
-    own = [each for each in listeners if each.address.scheme == "tcp" and not each.is_adopted]
+    own = [each for each in listeners if each.address.is_tcp and not each.is_adopted]
     return sum(queue_length(each.socket) for each in own if each.socket.fileno() >= 0)
 
 

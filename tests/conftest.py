@@ -1,6 +1,14 @@
 """What every test shares: property tests are judged by what they find, not by how long a busy machine takes."""
 
+import pytest
 from hypothesis import settings
+from pki import Pki
 
 settings.register_profile("poolserver", deadline=None)
 settings.load_profile("poolserver")
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """Certificates and keys."""
+    return Pki.make(tmp_path_factory.mktemp("pki"))

@@ -15,13 +15,13 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 # From the top down: a module imports only what stands below it.
 LAYERS = """
-    __main__ cli top trends whereabouts tables check __init__ exporter server service succession vigil herald spawning
-    console companion control metrics queues rendezvous remote master parties resident worker generation recycling
-    handlers functions crew attendant deadlines mending here lane reception handling handover park parked conversation
-    shortage station door wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders
-    address datagrams shared_socket process inquiry stacks signals failures log privileges config sections values
-    proxy_protocol admission sources claims networks scoreboard rows pool turnover fates roster reload tally repeats
-    snapshot events states commands errors
+    __main__ cli top trends whereabouts tables check unit __init__ exporter server service succession surroundings
+    daemonize pidfile vigil herald spawning console companion control metrics queues rendezvous remote master parties
+    resident worker generation portions recycling handlers functions crew attendant deadlines mending here lane
+    reception handling handover park parked conversation shortage station door wakeups waits adapter binding listener
+    systemd tcp_info socket_options unix_path holders address datagrams shared_socket process inquiry stacks signals
+    failures log privileges config sections values proxy_protocol tls admission sources claims networks scoreboard
+    rows pool turnover fates roster reload tally repeats snapshot events states commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -38,7 +38,7 @@ HOMES = {
     "os.setresuid": {"privileges"},
     "os.setresgid": {"privileges"},
     "os.setgroups": {"privileges"},
-    "os.umask": {"service"},
+    "os.umask": {"surroundings"},
     "signal.signal": {"signals"},
     "signal.set_wakeup_fd": {"signals"},
     "signal.pthread_sigmask": {"signals"},

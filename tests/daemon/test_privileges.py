@@ -104,12 +104,12 @@ def test_low_port_is_bound_before(daemon, place):
 
 
 def test_what_was_made_is_the_users(daemon, place):
-    """Unix sockets, the log, the control socket: reopened, answered and removed as nobody."""
-    path, log, control = place / "socket", place / "log", place / "control"
-    options = [f"log.file={log}", f"control.socket={control}", "server.user=nobody", "log.level=debug"]
+    """Unix sockets, the log, the control socket, the pid file: reopened, answered and removed as nobody."""
+    path, log, control, pid = made = [place / name for name in ("socket", "log", "control", "pid")]
+    options = [f"log.file={log}", f"control.socket={control}", f"server.pidfile={pid}", "server.user=nobody"]
     served = daemon(ECHO, *(word for each in options for word in ("--set", each)), bind=f"unix:{path}", cwd=place)
-    assert {each.stat().st_uid for each in (path, log, control)} == {NOBODY.pw_uid}
-    assert {each.stat().st_gid for each in (path, log, control)} == {NOBODY.pw_gid}
+    assert {each.stat().st_uid for each in made} == {NOBODY.pw_uid}
+    assert {each.stat().st_gid for each in made} == {NOBODY.pw_gid}
     log.rename(place / "log.1")
     served.signal(SIGUSR1)
     wait_for(log.exists, 10, "the new log")
@@ -123,13 +123,15 @@ def test_what_only_root_can_make_is_made_and_given(daemon, place):
     """In a folder of root's: it serves, and what it cannot remove in the end, the next start replaces."""
     place.chmod(0o755)
     os.chown(place, 0, 0)
-    path, log = place / "socket", place / "log"
-    options = ["--set", f"log.file={log}", "--set", "server.user=nobody"]
+    path, log, pid = place / "socket", place / "log", place / "pid"
+    options = ["--set", f"log.file={log}", "--set", "server.user=nobody", "--set", f"server.pidfile={pid}"]
     for _ in range(2):
         served = daemon(ECHO, *options, bind=f"unix:{path}", cwd=place)
-        assert {each.stat().st_uid for each in (path, log)} == {NOBODY.pw_uid}
+        assert {each.stat().st_uid for each in (path, log, pid)} == {NOBODY.pw_uid}
+        assert pid.read_text() == f"{served.pid}\n"
         assert ask(served, b"hello\n") == b"hello\n"
         assert served.stop(SIGTERM) == 0
+        assert pid.read_text() == ""
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link"])

@@ -47,8 +47,15 @@ def scrape(served) -> dict[str, float]:
 
 def helper(served) -> int:
     """The exporter's pid."""
-    (pid,) = [pid for pid in proc.children(served.pid) if proc.title(pid).startswith("poolserver: metrics")]
-    return pid
+
+    def found() -> list[int]:
+        return [pid for pid in proc.children(served.pid) if proc.title(pid).startswith("poolserver: metrics")]
+
+    return wait_for(found, 10, "the exporter")[0]
+
+
+def ready_worker(served) -> int | None:
+    return next((worker["pid"] for worker in served.status()["workers"] if worker["state"] == "ready"), None)
 
 
 def test_no_counter_goes_back_under_deaths_and_a_reload(daemon) -> None:
@@ -58,10 +65,9 @@ def test_no_counter_goes_back_under_deaths_and_a_reload(daemon) -> None:
     with Storm(served, clients=4) as storm:
         for deaths in range(1, 6):
             storm.wait_for_more(100)
-            os.kill(served.status()["workers"][0]["pid"], SIGKILL)
+            os.kill(wait_for(lambda: ready_worker(served), 20, "a worker that is ready"), SIGKILL)
             seen.append(scrape(served))
-            wait_for(lambda deaths=deaths: served.status()["totals"]["respawns"] == deaths, 20, "the replacement")
-            wait_for(lambda: served.status()["state"] == "serving", 20, "its readiness")
+            wait_for(lambda n=deaths: served.status()["totals"]["respawns"] == n, 20, "the replacement")
         assert served.ask("reload")["ok"]
         seen.append(scrape(served))
     seen.append(scrape(served))

@@ -271,6 +271,18 @@ def test_connections_without_a_header_hold_no_lane(daemon):
     totals(served, proxy=299)
 
 
+def test_connection_is_parked_once_for_its_header_and_again_for_its_line(daemon):
+    """Byte by byte, with a look in between that it does wait."""
+    served = daemon("proxy_handlers:WaitingWhoami", *ON, "--set", "proxy_protocol.timeout=60", workers=1, threads=1)
+    with connect(served) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in (v2("192.0.2.7"), b"line\n"):
+            for place in range(len(piece)):
+                wait_for(lambda: served.status()["parked"]["new"] == 1, 10, "it to be parked")
+                client.sendall(piece[place : place + 1])
+        assert read_line(client).startswith(b"('192.0.2.7', 4711)\n")
+
+
 def has_ended(client: socket.socket) -> bool:
     """Whether the server has hung up."""
     client.settimeout(0)

@@ -1,6 +1,9 @@
 """Hazards that ``poolserver check`` names: when, on which configuration."""
 
+from pathlib import Path
+
 import pytest
+from pki import Pki
 
 from poolserver.check import examine
 from poolserver.config import from_sections
@@ -70,3 +73,23 @@ def test_proxy_headers_are_not_for_datagrams() -> None:
     """They are taken as they are, and that is said."""
     proxy = {"mode": "any", "trusted": ["192.0.2.1"]}
     assert "udp://127.0.0.1:0 takes datagrams as they are" in hazards_of([TCP, UDP], proxy_protocol=proxy)
+
+
+def test_tls_that_nobody_speaks_is_a_hazard(pki: Pki) -> None:
+    """A certificate without tls://, and signers without anybody who is asked."""
+    section = {"certificate": pki.server, "key": pki.server_key, "client_ca": pki.ca}
+    found = hazards_of([TCP], tls=section)
+    assert "tls.certificate is given, but nothing listens on tls://" in found
+    assert "tls.client_auth = none asks nobody" in found
+    found = hazards_of(["tls://127.0.0.1:0"], tls=section | {"client_auth": "optional"})
+    assert "tls.c" not in found
+
+
+def test_key_that_everybody_can_read_is_a_hazard(pki: Pki, tmp_path: Path) -> None:
+    """By its permissions."""
+    key = tmp_path / "key.pem"
+    key.write_bytes(Path(pki.server_key).read_bytes())
+    for mode, is_hazard in ((0o640, False), (0o644, True)):
+        key.chmod(mode)
+        found = hazards_of(["tls://127.0.0.1:0"], tls={"certificate": pki.server, "key": str(key)})
+        assert ("can read the key" in found) == is_hazard
