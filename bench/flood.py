@@ -64,12 +64,13 @@ def contestants() -> list[Contestant]:
         "refused: rate": "limits.rate_per_source=1/h",
         "refused: per_source": "limits.per_source=1",
     }
+    for_long = "timeouts.idle=0"  # the one who is held is silent
     return [
         poolserver(ONE_LINE, *SHAPE, label=NOTHING),
         poolserver(ONE_LINE, *SHAPE, *limits, label="every limit"),
         poolserver(ONE_LINE, *SHAPE, *limits, *deadlines, label="limits, deadlines"),
         *(
-            poolserver(siege.ECHO, *SHAPE, setting, label=label, load_kind="refusals")
+            poolserver(siege.ECHO, *SHAPE, setting, for_long, label=label, load_kind="refusals")
             for label, setting in refusing.items()
         ),
     ]
