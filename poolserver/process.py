@@ -8,6 +8,7 @@ There is no other message.
 import contextlib
 import ctypes
 import enum
+import fcntl
 import gc
 import itertools
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from poolserver import signals
 from poolserver.errors import SystemRefusedError
@@ -144,11 +145,15 @@ class Process:
             self._report_fd = -1
 
 
-def fork(body: Callable[[int], int]) -> Process:
+def fork(body: Callable[[int], int], *, keep: Collection[int] = ()) -> Process:
     """Start a child that runs ``body(report_fd)`` and leaves with the status it returns, by ``os._exit``.
 
     The body starts with every signal blocked, so that none meets the parent's handlers in the child; it must reset
     and unblock them. ``os._exit``: the parent's atexit hooks, temporary directories and buffers are not the child's.
+
+    Args:
+        body: What it does.
+        keep: What it gets though it is withheld from every other child.
 
     Raises:
         SystemRefusedError: fork(2) failed (EAGAIN: too many processes; ENOMEM) or no descriptor is left.
@@ -165,7 +170,7 @@ def fork(body: Callable[[int], int]) -> Process:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _run_child(body, report_read, report_write)
+            _run_child(body, report_read, report_write, keep)
     except OSError as error:
         os.close(report_read)
         raise SystemRefusedError(f"fork failed: {error.strerror}") from error
@@ -173,6 +178,19 @@ def fork(body: Callable[[int], int]) -> Process:
         signals.restore_mask(mask)
         os.close(report_write)
     return Process(pid, _pidfd(pid), report_read)
+
+
+def become(program: str, arguments: tuple[str, ...], environ: Mapping[str, str], fds: Sequence[int]) -> None:
+    """Run another program in this process. Of its descriptors it gets the standard ones, and ``fds`` as 3, 4, ….
+
+    Raises:
+        OSError: it cannot be run; this process is of no use for anything else then.
+    """
+    above = 3 + len(fds)
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]  # out of each other's way
+    for number, fd in enumerate(copies, 3):
+        os.dup2(fd, number, inheritable=True)
+    os.execve(program, arguments, environ)  # noqa: S606 - what an upgrade starts is ourselves
 
 
 def withhold(fd: int) -> None:
@@ -282,11 +300,11 @@ def frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _run_child(body: Callable[[int], int], report_read: int, report_write: int) -> None:
+def _run_child(body: Callable[[int], int], report_read: int, report_write: int, keep: Collection[int]) -> None:
     status = 1
     try:
         os.close(report_read)
-        for fd in _withheld:
+        for fd in _withheld.difference(keep):
             os.close(fd)
         _withheld.clear()
         status = body(report_write)

@@ -28,13 +28,15 @@ def forking_spawn(
     register: Register,
     desk: Console | None = None,
     *,
+    pairs: Pairs | None = None,
     listeners: Callable[[], Iterable[Listener]] = tuple,
 ) -> Iterator[Spawn]:
     """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
     or it would never report the master's death; its copies of inbox and console, which are the master's; and those
-    of ``listeners`` that its generation does not have, or their addresses would never be free."""
+    of ``listeners`` that its generation does not have, or their addresses would never be free. ``pairs`` are closed
+    after the block."""
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
-    pairs = Pairs.open()
+    pairs = pairs or Pairs.open()
 
     def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
         generation = generation_of(start.generation)

@@ -16,7 +16,7 @@ from poolserver.config import Loaded, effective
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.events import NotPrepared, Prepared
 from poolserver.generation import Generation, load
-from poolserver.listener import Listener
+from poolserver.listener import Listener, Options
 from poolserver.portions import listener_options, policy_of, terms_of
 from poolserver.sections import Config
 from poolserver.station import Station
@@ -35,6 +35,8 @@ _FIXED = frozenset(
 
 _CODE = frozenset({"server.handler", "server.server_class", "server.pythonpath"})
 """What was imported once for all with ``server.preload``."""
+
+Inherit = Callable[[Sequence[str], Options], Sequence[Group]]
 
 _RESIDENT_SECTIONS = ("limits", "log")
 """What a reload changes where everything runs in one process."""
@@ -64,6 +66,7 @@ class Succession:
         reread: The same once more from wherever it came; may raise PoolserverError.
         service: What is served, where it was imported already (``server.preload``, a class in a library call).
         manager: The service manager, which may have passed listeners, and may keep ours for the next master.
+        inherited: What the master before has left for these bind URLs.
 
     Raises:
         ConfigError: a bind URL cannot be parsed.
@@ -71,7 +74,12 @@ class Succession:
     """
 
     def __init__(
-        self, loaded: Loaded, reread: Callable[[], Loaded], service: handlers.Service | None, manager: Manager
+        self,
+        loaded: Loaded,
+        reread: Callable[[], Loaded],
+        service: handlers.Service | None,
+        manager: Manager,
+        inherited: Inherit = lambda _urls, _options: (),
     ) -> None:
         self.followers: list[Callable[[], None]] = []
         """Called at a commit: lanes in this process, and status, go on under the new terms."""
@@ -81,7 +89,8 @@ class Succession:
         self._number = 1
         self._next: _Draft | None = None
         self._went: list[Listener] = []
-        groups = bind_groups(loaded.config.server.bind, listener_options(loaded.config), passed=manager.passed)
+        urls, options = loaded.config.server.bind, listener_options(loaded.config)
+        groups = bind_groups(urls, options, inherited(urls, options), manager.passed)
         self._present = self._drafted(loaded, groups, log.present())
         manager.drop_unclaimed()
         self._keep()
@@ -94,6 +103,11 @@ class Succession:
     def settings(self) -> Config:
         """The configuration of the present generation."""
         return self._present.loaded.config
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The listeners of the present generation, by bind URL."""
+        return self._present.groups
 
     @property
     def present(self) -> Generation:
@@ -165,6 +179,15 @@ class Succession:
             listener.close_door()
             if not has_lanes:
                 listener.close()
+
+    def take_over(self, stored: Sequence[str]) -> None:
+        """The listeners are ours alone: the master before has let go. ``stored``: the names of what systemd keeps."""
+        for listener in self._present.listeners:
+            listener.is_lent = False
+            listener.apply_options()
+        own = {listener.url: listener.socket for listener in self._present.listeners if not listener.is_adopted}
+        self._manager.take_over(stored, own)
+        self._keep()
 
     def __enter__(self) -> Self:
         return self

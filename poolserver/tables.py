@@ -6,7 +6,7 @@ Whatever a worker or a client may have put into a name is made harmless for a te
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from poolserver.snapshot import LastReload, ListenerStatus, Snapshot, SourceStatus, WorkerStatus
+from poolserver.snapshot import Attempt, ListenerStatus, Snapshot, SourceStatus, WorkerStatus
 
 Row = Sequence[str]
 
@@ -144,7 +144,7 @@ def _source(source: SourceStatus) -> str:
     return f"{plain(source['source'])} ({_counts(_some(counts))})"
 
 
-def _reloads(count: int, failed: int, last: LastReload | None) -> str:
+def _reloads(count: int, failed: int, last: Attempt | None) -> str:
     if last is None:
         return f"{count}, {failed} failed"
     at = datetime.fromtimestamp(last["at"]).astimezone().isoformat(" ", "seconds")
