@@ -43,8 +43,14 @@ class Heir:
     def __init__(self, left: Estate) -> None:
         self.stored: Sequence[str] = left["stored"]
         """The names of what the service manager keeps."""
-        self.on_yours: Callable[[], None] = lambda: None
-        """Called once the other has let go."""
+        self.on_take: Callable[[], None] = _nothing
+        """To have what only one can have."""
+        self.on_alone: Callable[[], None] = _nothing
+        """Once the other has let go."""
+        self.on_done: Callable[[], None] = _nothing
+        """Once we serve alone, and all workers accept."""
+        self.listeners: Callable[[], Iterable[Listener]] = tuple
+        """What is listened on."""
         self._left = left
         self._taken: set[int] = set()
         self._sockets = {fd: _socket(fd) for fd in _socket_fds(left)}
@@ -52,7 +58,7 @@ class Heir:
         self._report = left["report"]
         self._pidfile = left["pidfile"]
         self._received = b""
-        self._is_alone = False
+        self._is_ready = self._has_taken = self._is_alone = False
         for fd in (self._report, *([self._pidfile["fd"]] if self._pidfile is not None else [])):
             os.set_inheritable(fd, False)
         process.withhold(left["line"])
@@ -146,15 +152,13 @@ class Heir:
 
     # The take-over
 
-    def take(self, listeners: Iterable[Listener]) -> None:
-        """All workers accept: what we have in use is told, what we do not is closed."""
-        listening = {listener.socket.fileno() for listener in listeners}
-        self._taken |= listening & self._sockets.keys()
-        for part in (self._left["control"], self._left["metrics"]):
-            if part is not None and part["fd"] not in self._taken:
-                self._sockets[part["fd"]].close()
-        if self._pidfile is not None:
-            os.close(self._pidfile["fd"])
+    def ready(self) -> None:
+        """All workers accept."""
+        self._is_ready = True
+        if self._is_alone:
+            self.on_done()
+            return
+        self._take()
         self._say({"taken": sorted(self._taken)})
 
     def interests(self) -> dict[int, int]:
@@ -191,14 +195,31 @@ class Heir:
         if "counts" in word:
             self._board.add(**word["counts"])
 
+    def _take(self) -> None:
+        """What we have not in use is closed."""
+        self._has_taken = True
+        listening = {listener.socket.fileno() for listener in self.listeners()}
+        self._taken |= listening & self._sockets.keys()
+        for part in (self._left["control"], self._left["metrics"]):
+            if part is not None and part["fd"] not in self._taken:
+                self._sockets[part["fd"]].close()
+        if self._pidfile is not None:
+            os.close(self._pidfile["fd"])
+        self.on_take()
+
     def _be_alone(self) -> None:
+        """The other has let go; or it is dead, and we are the service though not all workers accept as yet."""
         if self._is_alone:
             return
         self._is_alone = True
+        if not self._has_taken:
+            self._take()
         process.release(self._report)
         os.close(self._report)
         self._report = -1
-        self.on_yours()
+        self.on_alone()
+        if self._is_ready:
+            self.on_done()
 
     def _say(self, word: Word) -> None:
         assert self._line is not None
@@ -241,3 +262,7 @@ def _address(scheme: str, sock: socket.socket) -> Address:
     name = sock.getsockname()
     where = os.fsdecode(name) if sock.family == socket.AF_UNIX else (str(name[0]), int(name[1]))
     return Address(scheme, socket.AddressFamily(sock.family), where)
+
+
+def _nothing() -> None:
+    """As long as nobody has said what is to be done."""

@@ -81,13 +81,18 @@ class LineHandler(logging.Handler):
         os.close(old)
         self.follow()
 
-    def write(self, text: str) -> None:
-        """One line, or the reason why it cannot be written.
+    def prove(self, text: str) -> None:
+        """Write this line, if it is a file's.
 
         Raises:
-            OSError: the disk is full, for one.
+            ConfigError: that cannot be; the disk is full, for one.
         """
-        _write(self._fd, self._octets(logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)))
+        if not self._path:
+            return
+        try:
+            _write(self._fd, self._octets(logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)))
+        except OSError as error:
+            raise ConfigError(f"log.file: cannot write {self._path}: {error.strerror or error}") from error
 
     def follow(self) -> None:
         """In a daemon, have standard output and error go where the log goes: what handlers print, and last words."""

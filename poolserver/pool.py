@@ -267,11 +267,14 @@ class Pool(Turnover):
             return
         self.say("INFO", f"upgrade done: the new master has pid {successor.pid}; leaving")
         self._stage = PoolState.DRAINING
-        self._actions.append(Depart())
-        self.do(self.upgrade.end(self._now))
-        self._give_up_waiting()
+        if not successor.has_all:
+            self._actions.append(Depart())  # closes doors, so that the queues to be served come to an end
         for worker in list(self.workers.values()):
             self.retire(worker, Order.RETIRE if successor.has_all else Order.DRAIN)
+        if successor.has_all:
+            self._actions.append(Depart())
+        self.do(self.upgrade.end(self._now))
+        self._give_up_waiting()
 
     def _upgrade_failed(self, reason: str) -> None:
         if self.upgrade.is_running:

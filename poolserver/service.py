@@ -113,6 +113,9 @@ def _serve(
     journal = environ.get("JOURNAL_STREAM", "")
     log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
     log.introduce("master", settings.server.service_name)
+    heir = surroundings.heir
+    if heir is not None:
+        log.present().prove("log opened for an upgrade")
     shortage.raise_limit()
     # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
     served = _loaded_here(settings, handler) if account is None else None
@@ -121,7 +124,6 @@ def _serve(
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_final)
-    heir = surroundings.heir
     operated = console.opened(settings, environ, heir)
     inherited = heir.groups if heir is not None else _nothing
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
@@ -243,22 +245,20 @@ def _on_ready(succession: Succession, desk: Console, surroundings: Surroundings)
     def announce() -> None:
         surroundings.announce(_ready_line(succession))
 
-    if heir is None:
-        return announce
-
     def take() -> None:
         if pidfile is not None:
             pidfile.write()
         desk.begin()
-        heir.take(succession.listeners())
 
     def be_alone() -> None:
+        assert heir is not None
         desk.take_over()
         succession.take_over(heir.stored)
-        announce()
 
-    heir.on_yours = be_alone
-    return take
+    if heir is None:
+        return announce
+    heir.listeners, heir.on_take, heir.on_alone, heir.on_done = succession.listeners, take, be_alone, announce
+    return heir.ready
 
 
 def accepting(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:

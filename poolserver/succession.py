@@ -274,8 +274,8 @@ def _log_handler(section: sections.Log, before: sections.Log, present: log.LineH
         return present
     handler = log.opened(section.file, section.format)
     try:
-        handler.write("log opened for a reload")
-    except OSError as error:
+        handler.prove("log opened for a reload")
+    except ConfigError:
         handler.close()
-        raise ConfigError(f"log.file: cannot write {section.file}: {error.strerror or error}") from error
+        raise
     return handler
