@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests wait on facts, not on the processor, so a few more workers than cores is right.
 JOBS ?= 4
 
-.PHONY: run test test-library soak lint bench bench-flood clean
+.PHONY: run test test-library soak lint bench bench-flood bench-parking clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ bench: $(STAMP) ## CPU for one connection, side by side
 
 bench-flood: $(STAMP) ## what floods do, here and to the stock recipes, and what limits cost
 	$(BIN)/python bench/flood.py
+
+bench-parking: $(STAMP) ## what connections that wait cost, and what lanes do meanwhile (needs wrk)
+	$(BIN)/python bench/parking.py
 
 clean:
 	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,9 @@
 """The HTTP keep-alive handler; apart from `bench.handlers` so that memory is measured without http.server."""
 
+import mmap
+import os
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 BODY = b"ok\n"
 
@@ -22,3 +25,25 @@ class Page(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: an access line for each request would be the larger part of its cost."""
+
+
+class CountedPage(Page):
+    """Counts each connection's requests, by the client's port, in the file that $COUNTS names."""
+
+    _counts: memoryview | None = None
+
+    def do_GET(self) -> None:
+        """Count, and send the body. A connection is in one lane at a time, of whichever process."""
+        if CountedPage._counts is None:
+            with Path(os.environ["COUNTS"]).open("r+b") as file:
+                CountedPage._counts = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
+        CountedPage._counts[self.client_address[1]] += 1
+        super().do_GET()
+
+
+class CountedOwnLoop(CountedPage):
+    """In a loop that poolserver does not know: it has its lane from the first request to the last."""
+
+    def handle(self) -> None:
+        """As ever."""
+        super().handle()

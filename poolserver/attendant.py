@@ -13,7 +13,7 @@ from poolserver.claims import Claims
 from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
 from poolserver.park import Park
-from poolserver.parked import Limits, Parked
+from poolserver.parked import UNFIT, Limits, Parked
 from poolserver.rows import Outcome
 from poolserver.station import Terms
 
@@ -32,7 +32,7 @@ SOON = 0.1
 STRESS_SHARE = 0.8
 STRESS_AFTER = 1.0
 STRESS_SHRINK = 0.2
-"""When so many of the lanes have been busy for so long, waits shrink to this part of theirs. Source: Postfix,
+"""When so many of the pool's lanes have been busy for so long, waits shrink to this part of theirs. Source: Postfix,
 STRESS_README: its stress-dependent time-outs are a tenth to a thirtieth; four lanes in five is RELIABILITY 3.3."""
 
 DRAIN_PATIENCE = 1.0
@@ -73,7 +73,7 @@ class Attendant:
 
     def look(self, now: float) -> None:
         """End what is due, at most every ``SOON``; while every lane is busy, give what is ready to others."""
-        if self.is_close or self.unsent:
+        if self.is_close or self.unsent or self.hands_over:
             self._next_close_look = now + CLOSE_LOOK
             self._look_closely()
         if not self._is_draining:
@@ -94,10 +94,15 @@ class Attendant:
 
     def drain(self, now: float, *, hand_over: bool) -> None:
         """The worker leaves. What may go to another worker does, if others go on; of the rest, conversations between
-        two requests end now, and who has not spoken has a little time."""
+        two requests end now, and who has not spoken has a little time. Asked again, with nobody left to go on: what was
+        to be handed over ends, too."""
+        if self._is_draining:
+            self._keep_all(hand_over=hand_over)
+            return
         self._is_draining = True
-        self._park.part()
+        self._park.row.leave(len(self._lanes))
         self.hands_over = hand_over and self._pairs is not None
+        self._park.part()
         self.is_close = True
         patience = min(DRAIN_PATIENCE, self._terms.graceful_timeout)
         head, handshake = min(patience, self._limits.head), min(self._terms.graceful_timeout, self._limits.handshake)
@@ -106,6 +111,15 @@ class Attendant:
         self._limits = grace
         self._next_look = 0.0
         self.look(now)
+
+    def _keep_all(self, *, hand_over: bool) -> None:
+        if hand_over or not self.hands_over:
+            return
+        self.hands_over = False
+        while self.unsent:
+            parked = self.unsent.popleft()
+            parked.ending = self._limits.ending(parked)
+            self._park.drop(parked)
 
     def cut(self) -> None:
         """Close what is left. Lanes that come by finish its handlers."""
@@ -132,8 +146,12 @@ class Attendant:
         return left
 
     def end(self, parked: Parked) -> None:
-        """One that no handler has is closed here; a conversation's handler is finished by the next free lane."""
-        if parked.conversation is None:
+        """One that no handler has is closed here; a conversation's handler is finished by the next free lane. Those
+        that may go to another worker do."""
+        if self.hands_over and parked.verdict not in UNFIT and may_move(parked):
+            parked.ending = None
+            self._move(parked)
+        elif parked.conversation is None:
             self._park.drop(parked)
         else:
             self._park.pass_to_lane(parked)
@@ -158,16 +176,19 @@ class Attendant:
     def _move_out(self) -> None:
         """What other workers shall have: new ones as they are, conversations once a lane has finished the handler."""
         for parked in self._park.take_out(may_move) if self.hands_over else ():
-            parked.is_leaving = parked.conversation is not None
-            if parked.is_leaving:
-                self._park.pass_to_lane(parked)
-            else:
-                self.unsent.append(parked)
+            self._move(parked)
         self._send_unsent()
+
+    def _move(self, parked: Parked) -> None:
+        parked.is_leaving = parked.conversation is not None
+        if parked.is_leaving:
+            self._park.pass_to_lane(parked)
+        else:
+            self.unsent.append(parked)
 
     def _relieve(self) -> None:
         """Every lane is busy: those that are ready go to workers that have time, as many as these have lanes."""
-        if self._pairs is None or not (idle := self._park.row.idle_lanes(self._claims.rows)):
+        if self._pairs is None or not (idle := self._park.row.lanes(self._claims.rows)[1]):
             return
         for parked in self._park.overdue(idle):
             if not (may_leave(parked) and self._park.send(parked, functools.partial(send, self._pairs.ready))):
@@ -180,8 +201,8 @@ class Attendant:
             self.unsent.popleft()
 
     def _watch_stress(self, now: float) -> None:
-        busy = sum(lane.request is not None for lane in self._lanes)
-        if busy < STRESS_SHARE * len(self._lanes):
+        busy, idle = self._park.row.lanes(self._claims.rows)
+        if busy < STRESS_SHARE * (busy + idle) or not busy:
             self._busy_since = math.inf
         elif self._busy_since == math.inf:
             self._busy_since = now

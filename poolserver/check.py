@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import handlers, log, tls
+from poolserver import handlers, tls
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
 from poolserver.errors import ConfigError, PoolserverError
+from poolserver.lines import formatter
 from poolserver.networks import Networks, source_of
 from poolserver.privileges import Account
 from poolserver.sections import Config, Tls
@@ -39,7 +40,7 @@ def examine(loaded: Loaded) -> Report:
     report = Report(effective(loaded))
     account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
-    checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: log.formatter(settings.log.format)]
+    checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: formatter(settings.log.format)]
     checks += [refuse_daemon] if settings.server.daemonize else []
     for is_usable in checks:
         try:
@@ -85,6 +86,10 @@ def _account_hazards(settings: Config, addresses: list[Address], account: Accoun
     low = [address.url for address in addresses if isinstance(address.sockaddr, tuple) and address.sockaddr[1] < first]
     if low:
         yield f"{low[0]}: only root can bind it: after a reload or upgrade that moves it, a restart is needed"
+    section = settings.tls
+    for key, path in (("certificate", section.certificate), ("key", section.key), ("client_ca", section.client_ca)):
+        if path and not account.may_read(Path(path)):
+            yield f"tls.{key}: {account.name} may not read {path}: a reload will fail, and only a restart renews it"
     files = {"log.file": settings.log.file, "server.pidfile": settings.server.pidfile}
     files |= {address.url: str(address.sockaddr) for address in addresses if address.has_file}
     for what, path in files.items():

@@ -203,7 +203,7 @@ class Console:
 
         def body(report_fd: int) -> int:
             log.introduce("metrics", self._name)
-            process.keep_only([report_fd, listener.fileno(), theirs.fileno(), log.present().fileno()])
+            process.keep_only([report_fd, listener.fileno(), theirs.fileno(), log.present()[0].fileno()])
             exporter = importlib.import_module("poolserver.exporter")
             return int(exporter.run(master_pid, listener, theirs))
 
@@ -218,7 +218,7 @@ class Console:
 
 
 @contextlib.contextmanager
-def _controlled(
+def control_socket(
     configured: str,
     name: str,
     mode: int,
@@ -286,12 +286,12 @@ def opened(settings: Config, environ: Mapping[str, str], heir: Heir | None = Non
 
     Raises:
         ConfigError: the metrics' address is none, or the extra is missing.
-        SystemRefusedError: it cannot be bound; or as ``_controlled``.
+        SystemRefusedError: it cannot be bound; or as ``control_socket``.
     """
     name, section = settings.server.service_name, settings.control
     owner = Account.named(settings.server.user, settings.server.group)
     find = heir.control if heir is not None else _nobody
-    controlled = _controlled(section.socket, name, section.mode, environ, owner, find)
+    controlled = control_socket(section.socket, name, section.mode, environ, owner, find)
     with controlled as asked, _metrics(settings, heir.metrics if heir is not None else _nobody) as metrics:
         console = Console(name, asked, metrics, settings.metrics.bind)
         try:

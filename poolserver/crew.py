@@ -18,7 +18,7 @@ from poolserver.adapter import has_service_actions, peer_names, run_service_acti
 from poolserver.attendant import Attendant
 from poolserver.door import Door, Register
 from poolserver.failures import say_counted
-from poolserver.handover import Pairs, intakes
+from poolserver.handover import Intake, Pairs, intakes
 from poolserver.here import Here
 from poolserver.lane import Lane
 from poolserver.mending import keep_nonblocking, mend
@@ -76,24 +76,23 @@ class Crew:
         self.here = Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
         posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
+        self.intakes = [post for post in posts.values() if isinstance(post, Intake)]
         self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
-        self.serves_queue = False
-        self.shortage = Shortage()
-        self.lost_listener = ""
+        takers = [fd for fd, post in posts.items() if not isinstance(post, Station) or post.is_stream]
+        self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
+        self.lost_listener, self.serves_queue, self._is_released = "", False, False
         self._rows = quarters.lanes
         self._on_stop_asked = on_stop_asked
         self._on_released = on_released
-        self._is_released = False
         self._phase = Phase.SERVING
-        self._phase_ends = self._idle_ends = math.inf
-        self._next_tick = 0.0
-        self._next_service = math.inf
-        self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
+        self._phase_ends = self._idle_ends = self._next_service = math.inf
+        self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
         self._attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
         self._threads: dict[Lane, threading.Thread] = {}
+        self._may_accept = threading.Event()
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
 
     @property
@@ -135,8 +134,9 @@ class Crew:
                 self._enter(Phase.DRAINING, 0)
                 self._wake()
 
-    def start(self) -> None:
-        """Start the lanes. From here on this process has threads, and must not fork."""
+    def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Start the lanes; ``on_ready`` comes before any of them can accept, and hold the interpreter's lock for good.
+        From here on this process has threads, and must not fork."""
         self.wakeups.open()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         if any(has_service_actions(station.server) for station in self.stations.values()):
@@ -148,6 +148,8 @@ class Crew:
         for number, row in enumerate(self._rows):
             self._lanes.append(Lane(number, self, row))
             self._start_thread(self._lanes[-1])
+        on_ready()
+        self._may_accept.set()
 
     def retire(self, within: float, *, serve_queue: bool, hand_over: bool = False) -> None:
         """Take no new connections but, if asked, the queued; give open ones ``within`` seconds, then cut them.
@@ -161,9 +163,9 @@ class Crew:
                 self.serves_queue = True
             else:
                 self.serves_queue = False
+            self._attendant.drain(time.monotonic(), hand_over=hand_over)
             if self._phase is Phase.SERVING:
                 self._enter(Phase.DRAINING, within)
-                self._attendant.drain(time.monotonic(), hand_over=hand_over)
                 self._idle_ends = time.monotonic() + IDLE_GRACE
             self._phase_ends = min(self._phase_ends, time.monotonic() + within)
         self._wake()
@@ -282,7 +284,7 @@ class Crew:
             self._cut_open()
         elif now >= self._idle_ends:
             self._idle_ends = now + IDLE_GRACE
-            is_idle = all(lane.request is None for lane in alive) and not self.has_parked
+            is_idle = all(lane.is_accepting and lane.request is None for lane in alive) and not self.has_parked
             if is_idle and not (self.serves_queue and self._has_queue()):
                 self._phase = Phase.OVER  # stuck in accept(2) on a listener that was made blocking: nothing to wait for
 
@@ -324,6 +326,7 @@ class Crew:
 
     def _run_lane(self, lane: Lane) -> None:
         self.here.lane = lane
+        self._may_accept.wait()
         try:
             lane.serve_forever()
         except BaseException:  # noqa: BLE001 - a defect here, not in a handler: said, then the lane is replaced

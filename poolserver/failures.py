@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import PurePath
 from types import FrameType
 
-from poolserver.log import harmless, harmless_line
+from poolserver.lines import harmless, harmless_line
 from poolserver.repeats import FULL_GUESS, PREFIX_BYTES, Form, Repeats
 
 _log = logging.getLogger("poolserver")

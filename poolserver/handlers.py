@@ -168,6 +168,7 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
         is_movable=is_movable(handler),
         may_block=type(server).get_request
         not in (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request),
+        may_be_tls=getattr(handler, "setup", None) is not socketserver.StreamRequestHandler.setup,
         first_step=first_step,
         proxy_mode=proxy_mode,
         tls=tls,

@@ -50,14 +50,14 @@ class Lane(Reception):
         wait = crew.wakeups.wait
         row.idle()
         while not crew.is_leaving:
-            post = wait(0 if crew.shortage.is_on else LANE_LOOK)
+            post = wait(PAUSE if crew.shortage.is_on else LANE_LOOK)
             if isinstance(post, Station):
                 self.take(post)
             elif isinstance(post, Intake):
                 self._take_in(post)
             elif post is not None:
                 self._take_up(post)
-            else:  # nothing for long, or a shortage, which a try tells from its end
+            if post is None or crew.shortage.is_due():  # nothing for long; or is there room again?
                 for each in crew.stations.values():
                     self.take(each)
         self._serve_queues()
@@ -96,11 +96,12 @@ class Lane(Reception):
         self._receive(station, request, address)
         return True
 
-    def _take_in(self, intake: Intake) -> None:
-        """A connection from another worker: one that is ready is handled, one that waits is parked."""
-        arrival = intake.receive()
+    def _take_in(self, intake: Intake) -> bool:
+        """A connection from another worker: one that is ready is handled, one that waits is parked. False: there was
+        none."""
+        arrival = intake.receive() if not self._crew.shortage.is_on else None
         if arrival is None:
-            return
+            return False
         if self._is_one_of_many and intake.has_more():
             self._crew.wakeups.look_again(intake)
         park, parked = self._crew.park, arrival.parked
@@ -110,6 +111,7 @@ class Lane(Reception):
             self._go_on(parked)
         elif parked is not None:
             self._park(parked)
+        return True
 
     def _take_up(self, post: Parked | int | Station | None) -> None:
         """Go on with a connection that was parked, if ``post`` is or tells of one that is ready."""
@@ -136,9 +138,12 @@ class Lane(Reception):
 
     def _on_accept_error(self, station: Station, error: OSError) -> bool:
         if error.errno in OUT_OF_RESOURCES:
-            self._crew.shortage.begin(error)
-            self._pause()
-        elif error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
+            if error.errno == errno.EMFILE and self._crew.park.make_room():
+                self._crew.wakeups.look_again(station)
+            else:
+                self._crew.shortage.begin(error)
+            return False
+        if error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSOCK):
             self._crew.mend(station, error)
             self._pause()
         elif error.errno not in _PEER_WENT_AWAY or type(error).__module__ == "ssl":  # whose errno 1 is no EPERM
@@ -152,9 +157,13 @@ class Lane(Reception):
         self._stop_poll.poll(int(PAUSE * 1000))
 
     def _serve_queues(self) -> None:
-        """What clients had queued when the stop was asked: up to as many as there were, or until none is left."""
+        """What clients had queued when the stop was asked: up to as many as there were, or until none is left. And what
+        is on its way between workers: at the service's end nobody else takes it."""
         crew = self._crew
         for station in crew.stations.values():
             for _ in range(station.queued):
                 if not crew.serves_queue or not self.take(station):
                     break
+        for intake in crew.intakes:
+            while crew.serves_queue and self._take_in(intake):
+                pass  # whoever sent one is a worker that leaves, too, and comes here after its last

@@ -119,7 +119,7 @@ class Observer:
             workers=workers,
             totals=self._totals(pool),
             durations=self._durations(),
-            sources=self._sources(workers, now),
+            sources=self._sources(workers, berths, now),
             last_reload=_attempt(pool.reload.last, now),
             last_upgrade=_attempt(pool.upgrade.last, now),
         )
@@ -189,12 +189,18 @@ class Observer:
         *counts, microseconds = self.board.durations()
         return Durations(bounds=list(DURATION_BOUNDS), counts=counts, sum=microseconds / 1e6)
 
-    def _sources(self, workers: Iterable[WorkerStatus], now: float) -> list[SourceStatus]:
-        """The largest by connections at once and by refusals, in turn: neither must hide the other."""
+    def _sources(
+        self, workers: Iterable[WorkerStatus], berths: Mapping[int, tuple[int, Berth]], now: float
+    ) -> list[SourceStatus]:
+        """The largest by connections at once, in lanes and parked, and by refusals, in turn: neither must hide the
+        other."""
         if now >= self._worst[0] + WORST_INTERVAL:
             self._worst = (now, dict(self.register.worst(self.terms.limits, MAX_SOURCES)))
         refused = self._worst[1]
         active = Counter(self._source(lane["peer"]) for worker in workers for lane in worker["lanes"] if lane["peer"])
+        for _, berth in berths.values():
+            for host, count in self.board.crowds.read(berth.ordinal).items():
+                active[self._source_of_host(host)] += count
         pairs = itertools.zip_longest((source for source, _ in active.most_common(MAX_SOURCES)), refused)
         largest = list(dict.fromkeys(source for pair in pairs for source in pair if source is not None))[:MAX_SOURCES]
         found = [SourceStatus(source=each, active=active[each], refused=refused.get(each, 0)) for each in largest]
@@ -202,7 +208,9 @@ class Observer:
 
     def _source(self, peer: str) -> str:
         """A peer as limits count it. Peers stand in the rows as they are written in the log."""
-        host = peer if peer.startswith("unix:") else peer.rpartition(":")[0].strip("[]")
+        return self._source_of_host(peer if peer.startswith("unix:") else peer.rpartition(":")[0].strip("[]"))
+
+    def _source_of_host(self, host: str) -> str:
         prefixes = self.terms.limits.source_prefix_v4, self.terms.limits.source_prefix_v6
         return key_text(source_of((host,), *prefixes).key, *prefixes)
 

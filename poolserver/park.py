@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, takewhile
 from typing import Any
 
+from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
 from poolserver.parked import READY, Limits, Parked
@@ -50,8 +51,10 @@ class Park:
         self._max_parked = terms.max_parked
         self._share = max(1, terms.max_parked // SHARES)
         self._max_head = terms.max_head
+        self._has_access_log = terms.has_access_log
         self._wakeups = wakeups
         self.row = quarters.crew
+        self.crowd = quarters.crowd
         self._ordinal = quarters.ordinal
         self._claims = claims
         self._lock = claims.lock
@@ -65,7 +68,8 @@ class Park:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
 
         Returns whom it cannot or may not keep, for the caller to end. If the park is full that is the oldest that has
-        sent nothing or not come to its request, else the oldest that is between two requests, else ``parked`` itself.
+        sent nothing or not come to its request, else the oldest in the middle of one, else the oldest between two, else
+        ``parked`` itself.
         """
         with self._lock:
             self._count(parked, lane)
@@ -156,9 +160,12 @@ class Park:
 
     def drop(self, parked: Parked) -> None:
         """Close one that no handler needs to see, and count its ending, in no lane's name."""
+        outcome = parked.ending or Outcome.CUT
         with self._lock:
             self._uncount(parked)
-            self.row.count(parked.ending or Outcome.CUT)
+            self.row.count(outcome)
+        if self._has_access_log and not (outcome.is_refusal and parked.conversation is None):
+            access.tell(parked.station, parked.address, None, parked.born, access.moved(parked.request), outcome)
         shut(parked.request)  # a child that a handler forked may have a copy
         close_for_good(parked.request)
 
@@ -218,6 +225,7 @@ class Park:
         """See what the other workers have parked, and what is left for this one."""
         with self._lock:
             self._share_out()
+            self.crowd.settle()
 
     def _share_out(self) -> None:
         self.quota = max(self._share, self._max_parked - self.row.parked_by_others(self._claims.rows))
@@ -251,9 +259,24 @@ class Park:
     def _all(self) -> Iterator[Parked]:
         return chain(self.prefaces, self.silent, self.speaking, self.between)
 
-    def _evict(self, newcomer: Parked) -> Parked:
+    def make_room(self) -> bool:
+        """Close one for its descriptor, as when the park is full, but no conversation. False: there is none."""
+        with self._lock:
+            victim = next((each for each in self._unproven() if not each.is_in_hand), None)
+            if victim is not None:
+                self._remove(victim)
+                victim.ending = Outcome.REFUSED_DESCRIPTORS
+        if victim is not None:
+            self.drop(victim)
+        return victim is not None
+
+    def _unproven(self) -> Iterator[Parked]:
+        """Who has sent nothing, or nothing whole: of the greater crowd the oldest first."""
         crowds = sorted((self.prefaces, self.silent), key=len, reverse=True)
-        candidates: Iterable[Parked] = chain(*crowds, self.between)
+        return (each for each in chain(*crowds, self.speaking) if each.conversation is None)
+
+    def _evict(self, newcomer: Parked) -> Parked:
+        candidates: Iterable[Parked] = chain(self._unproven(), self.speaking, self.between)
         victim = next((each for each in candidates if not each.is_in_hand), newcomer)
         victim.ending = Outcome.REFUSED_MAX_PARKED
         if victim is not newcomer:
@@ -287,6 +310,7 @@ class Park:
     def _publish(self, parked: Parked, change: int) -> None:
         if parked.is_between:
             self._between += change
+        (self.crowd.come if change > 0 else self.crowd.leave)(parked.address)
         self.row.parked(len(self) - self._between, self._between)
 
     def _count(self, parked: Parked, lane: int) -> None:

@@ -25,9 +25,10 @@ class Parked:
     """A connection that holds no lane.
 
     ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
-    ``claim``: the number of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is
-    over, and how; a lane has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on
-    with. ``wants_room``: what it waits for is that the client takes what was sent.
+    ``born``: when it was accepted, or came from another worker. ``claim``: the number of the source that it counts for,
+    0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
+    ``is_leaving``: a lane is to finish it for another worker to go on with. ``wants_room``: what it waits for is that
+    the client takes what was sent.
     """
 
     station: Station
@@ -47,10 +48,17 @@ class Parked:
     has_news: bool = False
     step: Step = Step.REQUEST
     wants_room: bool = False
+    born: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.born = self.born or self.since
 
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""
-        self.verdict = self._look_for_header() if self.step is Step.HEADER else look(self.request, self._wait(), most)
+        if self.step is Step.HEADER:
+            self.verdict = self._look_for_header()
+        else:
+            self.verdict = look(self.request, self._wait(), most, may_be_tls=self.station.may_be_tls)
         if self.wants_room and self.verdict is Verdict.SILENT and _has(self.request, select.POLLOUT):
             self.verdict = Verdict.COMPLETE
         if self.verdict in UNFIT and self.ending is None:
@@ -68,11 +76,11 @@ class Parked:
         return self.station.between if self.is_between else self.station.wait
 
 
-def look(request: Any, wait: Wait, most: int) -> Verdict:
+def look(request: Any, wait: Wait, most: int, *, may_be_tls: bool = False) -> Verdict:
     """Say how far a connection is, without reading or waiting."""
     if isinstance(request, ssl.SSLSocket):
         wait = Wait.DATA  # what can be seen is encrypted
-    return _look(request, 1 if wait is Wait.DATA else most, partial(judge, wait, most=most))
+    return _look(request, 1 if wait is Wait.DATA else most, partial(judge, wait, most=most, may_be_tls=may_be_tls))
 
 
 def _look(request: Any, most: int, judge: Callable[[bytes], Verdict]) -> Verdict:

@@ -75,5 +75,6 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         tls=tls.context_for(settings.server.bind, **settings.tls.model_dump(exclude={"handshake_timeout"})),
         handshake_timeout=settings.tls.handshake_timeout,
         service_interval=service_interval,
+        has_access_log=bool(settings.log.access),
         tick=max(SHORTEST_TICK, min(LONGEST_TICK, timeouts.worker / SIGNS)) if timeouts.worker else LONGEST_TICK,
     )

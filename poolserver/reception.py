@@ -60,11 +60,12 @@ class Reception(Handling):
 
     def _has_spoken(self, station: Station, request: Any, address: Any) -> bool:
         """Whether what is waited for is there. If not, the connection is parked, or over already."""
-        verdict = look(request, station.wait, self._max_head)
+        verdict = look(request, station.wait, self._max_head, may_be_tls=station.may_be_tls)
         if verdict in READY:
             return True
         self._row.accept()
         parked = Parked(station, request, address, time.monotonic(), self._claim())
+        parked.has_begun = verdict is Verdict.PARTIAL
         if verdict in UNFIT:
             self._drop(parked, UNFIT[verdict])
         else:
@@ -148,6 +149,7 @@ class Reception(Handling):
         if parked.look(self._max_head) in READY:
             return True
         if parked.ending is None:
+            parked.has_begun |= parked.step is Step.REQUEST and parked.verdict is Verdict.PARTIAL
             self._park(parked)
         else:
             self._drop(parked, parked.ending)

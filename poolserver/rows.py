@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from poolserver.crowds import Crowd
+
 HALF_WORDS = 40
 ROW_WORDS = 96
 ROW_BYTES = ROW_WORDS * 8
@@ -16,7 +18,7 @@ ROW_BYTES = ROW_WORDS * 8
 follows is how long the lane's handlers took."""
 STATE, SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
 NEW, BETWEEN = range(2)
-OLDEST, STRESS, SIGN, LEFT = range(36, 40)
+LEAVING, OLDEST, STRESS, SIGN, LEFT = range(35, 40)
 """Words of the crew's half; its counters stand where a lane's do."""
 
 _PEER_WORD = 34
@@ -61,10 +63,16 @@ class Outcome(enum.IntEnum):
     REFUSED_TLS = enum.auto()  # no TLS, or none that could be agreed upon
     TIMEOUT_HANDSHAKE = enum.auto()
     REFUSED_OVERSIZED = enum.auto()  # a datagram longer than the server class reads
+    REFUSED_DESCRIPTORS = enum.auto()  # parked, had sent nothing whole, and a newcomer needed its descriptor
     WOULD_PER_SOURCE = enum.auto()
     WOULD_RATE = enum.auto()
     WOULD_DENIED = enum.auto()
     WOULD_BANNED = enum.auto()
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it was turned away; a conversation, between two exchanges."""
+        return self.name.startswith("REFUSED_")
 
 
 _WITHOUT_HANDLER = frozenset({Outcome.REFUSED_VERIFY, Outcome.REFUSED_RESET, Outcome.TIMEOUT_FIRST_BYTE})
@@ -99,9 +107,19 @@ class CrewRow:
         board, end = self._board, rows * ROW_WORDS
         return sum(sum(board[HALF_WORDS + word : end : ROW_WORDS]) - self._words[word] for word in words)
 
-    def idle_lanes(self, rows: int) -> int:
-        """How many lanes of the pool have time, of which ``rows`` are in use."""
-        return self._board[: rows * ROW_WORDS : ROW_WORDS].tolist().count(LaneState.IDLE)
+    def lanes(self, rows: int) -> tuple[int, int]:
+        """How many lanes of the pool, of which ``rows`` are in use, are busy, and how many have time. Those of workers
+        that leave are no part of it."""
+        board, end = self._board, rows * ROW_WORDS
+        states = board[:end:ROW_WORDS].tolist()
+        for row, count in enumerate(board[HALF_WORDS + LEAVING : end : ROW_WORDS].tolist()):
+            if 0 < count <= rows:
+                states[row : row + count] = [LaneState.ABSENT] * count
+        return states.count(LaneState.BUSY) + states.count(LaneState.HUNG), states.count(LaneState.IDLE)
+
+    def leave(self, lanes: int) -> None:
+        """This worker, of so many lanes, is to leave."""
+        self._words[LEAVING] = lanes
 
     def count(self, outcome: int) -> None:
         """One more connection ended so, in no lane's hands."""
@@ -209,8 +227,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Quarters:
-    """What one worker writes: a row for each lane, the crew's own; and its ordinal."""
+    """What one worker writes: a row for each lane, the crew's own, who is parked; and its ordinal."""
 
     lanes: list[Row]
     crew: CrewRow
     ordinal: int
+    crowd: Crowd

@@ -8,6 +8,7 @@ import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from poolserver.crowds import Crowds
 from poolserver.errors import SystemRefusedError
 from poolserver.rows import (
     BETWEEN,
@@ -89,6 +90,7 @@ class Scoreboard:
     """
 
     memory: mmap.mmap
+    crowds: Crowds = field(default_factory=lambda: Crowds.create(MAX_BERTHS))
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     never_accepted: int = -1
     """Clients that were queued when the last worker left at the service's end; -1: nobody has told."""
@@ -133,6 +135,7 @@ class Scoreboard:
             self.never_accepted = min(left - 1, self.never_accepted if self.never_accepted >= 0 else left)
         start = berth.first * ROW_BYTES
         self.memory[start : start + berth.lanes * ROW_BYTES] = bytes(berth.lanes * ROW_BYTES)
+        self.crowds.clear(berth.ordinal)
         self._berths.remove(berth)
 
     @property
@@ -148,7 +151,7 @@ class Scoreboard:
     def quarters(self, berth: Berth) -> Quarters:
         """What a worker writes. Called in the worker."""
         row = CrewRow(memoryview(self.memory).cast("Q"), berth.first)
-        return Quarters(self.rows(berth), row, berth.ordinal)
+        return Quarters(self.rows(berth), row, berth.ordinal, self.crowds.of(berth.ordinal))
 
     def read_crew(self, berth: Berth) -> CrewReading:
         """What is parked in the worker of ``berth``."""

@@ -32,6 +32,7 @@ from poolserver.values import (
     Refusal,
     ServiceName,
     Size,
+    SwitchOrPath,
     Text,
     Urls,
     WorkerCount,
@@ -239,6 +240,7 @@ class Log(Section):
     level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     format: Literal["text", "json"] = "text"
     file: AnchoredPath = ""
+    access: SwitchOrPath = False
 
 
 class Control(Section):

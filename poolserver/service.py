@@ -111,11 +111,11 @@ def _serve(
     settings = loaded.config
     environ = config.environment()
     journal = environ.get("JOURNAL_STREAM", "")
-    log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account)
+    log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account, settings.log.access)
     log.introduce("master", settings.server.service_name)
     heir = surroundings.heir
     if heir is not None:
-        log.present().prove("log opened for an upgrade")
+        log.present()[0].prove("log opened for an upgrade")
     shortage.raise_limit()
     # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
     served = _loaded_here(settings, handler) if account is None else None
@@ -172,7 +172,7 @@ def _supervise(
     herald = Herald(
         manager,
         pool,
-        Health(succession.settings.timeouts.worker),
+        Health(lambda: succession.settings.timeouts.worker),
         lambda now: observer.snapshot(pool, master.roster(), now),
     )
     with process.frozen_heap(), _spawning(succession, board, register, inbox, desk, pairs) as spawn:

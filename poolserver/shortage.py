@@ -6,6 +6,7 @@ import math
 import resource
 import threading
 import time
+from collections.abc import Callable
 
 _log = logging.getLogger("poolserver")
 
@@ -37,12 +38,15 @@ def most_descriptors() -> float:
 class Shortage:
     """Out of descriptors or memory: one line for each episode, whichever lane of the crew meets it first.
 
-    While it ``is_on``, lanes try accept(2) after each pause instead of waiting for the listener: one that waits there
-    takes wake-ups from sibling workers that could serve.
+    While it ``is_on``, lanes wait for what they have alone, and one tries accept(2) after each pause: a lane that waits
+    for the listener takes wake-ups from sibling workers that could serve. ``on_begin`` and ``on_end`` see to that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_begin: Callable[[], None], on_end: Callable[[], None]) -> None:
         self.is_on = False
+        self._on_begin = on_begin
+        self._on_end = on_end
+        self._next_try = 0.0
         self._is_told = False
         self._since = 0.0
         self._until = 0.0
@@ -50,6 +54,9 @@ class Shortage:
 
     def begin(self, error: OSError) -> None:
         with self._lock:
+            self._next_try = time.monotonic() + PAUSE
+            if not self.is_on:
+                self._on_begin()
             self.is_on = True
             if self._is_told:
                 return
@@ -62,6 +69,11 @@ class Shortage:
             if self.is_on:
                 self.is_on = False
                 self._until = time.monotonic()
+                self._on_end()
+
+    def is_due(self) -> bool:
+        """Whether it is time to try, though there is other work."""
+        return self.is_on and time.monotonic() >= self._next_try
 
     def settle(self, now: float) -> None:
         """For the watcher, at each tick: say that the episode is over once it is."""

@@ -38,6 +38,8 @@ class Station:
     """Whether another worker may go on with a conversation, by a new handler object."""
     may_block: bool = False
     """``get_request`` is the user's own and may take its time, over a TLS handshake, say."""
+    may_be_tls: bool = False
+    """The handler has a ``setup()`` of its own, which may put TLS on: no head or line can be waited for then."""
     queued: int = 0
     first_step: Step = Step.REQUEST
     """Where a connection begins; behind a header, from the next on."""
@@ -74,6 +76,7 @@ class Terms:
     tls: ssl.SSLContext | None = None
     handshake_timeout: float = 10.0
     service_interval: float = 0.5
+    has_access_log: bool = False
     tick: float = 1.0
     """Between signs of life, and looks at what no descriptor tells: a lane that died, a listener made blocking by a
     stranger."""

@@ -19,7 +19,7 @@ from poolserver.generation import Generation, load
 from poolserver.listener import Listener, Options
 from poolserver.portions import listener_options, policy_of, terms_of
 from poolserver.sections import Config
-from poolserver.station import Station
+from poolserver.station import Station, Terms
 from poolserver.systemd import Manager
 
 _log = logging.getLogger("poolserver")
@@ -43,12 +43,43 @@ _RESIDENT_SECTIONS = ("limits", "log")
 
 
 @dataclass(frozen=True)
+class _Logs:
+    """Where a generation writes: the log, and the access log where that has a file of its own."""
+
+    main: log.LineHandler
+    access: log.LineHandler | None
+
+    def following(self, before: sections.Log, after: sections.Log) -> "_Logs":
+        """Those of the generation to come: what does not change stays open.
+
+        Raises:
+            ConfigError: one cannot be opened, or the log cannot be written.
+        """
+        is_same = before.format == after.format
+        has_same_log, has_same_access = is_same and before.file == after.file, is_same and before.access == after.access
+        access_handler = self.access if has_same_access else log.opened_access(after.access, after.format)
+        try:
+            handler = self.main if has_same_log else _tried(log.opened(after.file, after.format))
+        except BaseException:
+            if access_handler is not None and not has_same_access:
+                access_handler.close()
+            raise
+        return _Logs(handler, access_handler)
+
+    def close_but(self, kept: "_Logs") -> None:
+        """Close those that are not among ``kept``."""
+        for handler in (self.main, self.access):
+            if handler is not None and handler not in (kept.main, kept.access):
+                handler.close()
+
+
+@dataclass(frozen=True)
 class _Draft:
     """A generation with what it was made of."""
 
     loaded: Loaded
     groups: Sequence[Group]
-    log_handler: log.LineHandler
+    logs: "_Logs"
     generation: Generation
 
     @property
@@ -69,7 +100,7 @@ class Succession:
         inherited: What the master before has left for these bind URLs.
 
     Raises:
-        ConfigError: a bind URL cannot be parsed.
+        ConfigError: a bind URL cannot be parsed, or the certificate cannot be used.
         SystemRefusedError: an address cannot be bound.
     """
 
@@ -89,9 +120,10 @@ class Succession:
         self._number = 1
         self._next: _Draft | None = None
         self._went: list[Listener] = []
+        terms = terms_of(loaded.config, loaded.config.socket.backlog)  # may raise: before anything is bound
         urls, options = loaded.config.server.bind, listener_options(loaded.config)
         groups = bind_groups(urls, options, inherited(urls, options), manager.passed)
-        self._present = self._drafted(loaded, groups, log.present())
+        self._present = self._drafted(loaded, terms, groups, _Logs(*log.present()))
         manager.drop_unclaimed()
         self._keep()
 
@@ -157,8 +189,8 @@ class Succession:
     def abandon(self) -> None:
         """There will be no next generation."""
         close_all(self._fresh())
-        if self._next is not None and self._next.log_handler is not self._present.log_handler:
-            self._next.log_handler.close()
+        if self._next is not None:
+            self._next.logs.close_but(self._present.logs)
         self._next = None
 
     def withdraw(self) -> None:
@@ -225,23 +257,21 @@ class Succession:
 
     def _prepared(self, loaded: Loaded) -> _Draft:
         settings = loaded.config
-        options = listener_options(settings)
-        handler = _log_handler(settings.log, self.settings.log, self._present.log_handler)
+        options, terms = listener_options(settings), terms_of(settings, settings.socket.backlog)
+        logs = self._present.logs.following(self.settings.log, settings.log)
         try:
             groups = bind_groups(settings.server.bind, options, self._present.groups, self._manager.passed)
         except BaseException:
-            if handler is not self._present.log_handler:
-                handler.close()
+            logs.close_but(self._present.logs)
             raise
         retuned = [
             replace(group, listeners=tuple(each.with_options(options) for each in group.listeners)) for group in groups
         ]
-        return self._drafted(loaded, retuned, handler)
+        return self._drafted(loaded, terms, retuned, logs)
 
-    def _drafted(self, loaded: Loaded, groups: Sequence[Group], log_handler: log.LineHandler) -> _Draft:
+    def _drafted(self, loaded: Loaded, terms: Terms, groups: Sequence[Group], logs: "_Logs") -> _Draft:
         settings = loaded.config
         listeners = [listener for group in groups for listener in group.listeners]
-        terms = terms_of(settings, settings.socket.backlog)
 
         def make_stations() -> list[Station]:
             return handlers.stations(self._service or load(settings), listeners, terms)
@@ -251,11 +281,11 @@ class Succession:
             listeners,
             make_stations,
             terms,
-            lambda: log.use(log_handler, settings.log.level),
+            lambda: log.use(logs.main, settings.log.level, logs.access),
             functools.partial(handlers.call, settings.server.worker_start, "server.worker_start"),
             functools.partial(handlers.call, settings.server.worker_stop, "server.worker_stop"),
         )
-        return _Draft(loaded, groups, log_handler, generation)
+        return _Draft(loaded, groups, logs, generation)
 
 
 def _changed(before: Loaded, after: Loaded) -> list[str]:
@@ -264,15 +294,12 @@ def _changed(before: Loaded, after: Loaded) -> list[str]:
     return [key for (key, old, _), (_, new, _) in pairs if old != new]
 
 
-def _log_handler(section: sections.Log, before: sections.Log, present: log.LineHandler) -> log.LineHandler:
-    """The present handler, or one for the new file, which must take a line.
+def _tried(handler: log.LineHandler) -> log.LineHandler:
+    """The same, which must take a line.
 
     Raises:
-        ConfigError: it cannot be opened or written.
+        ConfigError: it cannot be written.
     """
-    if (section.file, section.format) == (before.file, before.format):
-        return present
-    handler = log.opened(section.file, section.format)
     try:
         handler.prove("log opened for a reload")
     except ConfigError:

@@ -197,8 +197,13 @@ class Manager:
         """A reload begins; ``ready`` ends it. Without the time stamp, systemd 257 waits for ever."""
         return self.tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
-    def stopping(self) -> bool:
-        return self.tell("STOPPING=1", "STATUS=stopping")
+    def stopping(self, extension: float) -> bool:
+        """The service ends, and asks for this many seconds, whatever its unit gives it."""
+        return self.tell("STOPPING=1", "STATUS=stopping", _extended(extension))
+
+    def extend(self, seconds: float) -> bool:
+        """Give a start or a stop this much time from now; again and again, as long as it gets on."""
+        return self.tell(_extended(seconds))
 
     def main_pid(self, pid: int) -> bool:
         """The service's main process is this one from now on: the new master of an upgrade."""
@@ -318,6 +323,10 @@ def _number(said: Mapping[str, str], name: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
         raise SystemRefusedError(f"${name}, which systemd sets, is no number: {text!r}")
     return int(text)
+
+
+def _extended(seconds: float) -> str:
+    return f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}"
 
 
 def _store_name(url: str) -> str:

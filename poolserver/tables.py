@@ -6,7 +6,7 @@ Whatever a worker or a client may have put into a name is made harmless for a te
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from poolserver.snapshot import Attempt, ListenerStatus, Snapshot, SourceStatus, WorkerStatus
+from poolserver.snapshot import Attempt, ListenerStatus, ParkedStatus, Snapshot, SourceStatus, WorkerStatus
 
 Row = Sequence[str]
 
@@ -21,6 +21,7 @@ def status_text(snapshot: Snapshot) -> str:
         _facts(
             {
                 "lanes": f"{pool['busy']} of {pool['lanes']} busy, {pool['idle']} idle, {pool['parked']} parked",
+                "parked": _parked(snapshot["parked"]),
                 "connections": (
                     f"{totals['accepted']} accepted, {totals['served']} served, "
                     f"{totals['errors']} errors, {totals['cut']} cut"
@@ -137,6 +138,12 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _some(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
+
+
+def _parked(parked: ParkedStatus) -> str:
+    """By kind; nothing where nobody is."""
+    counts = _counts(_some({"new": parked["new"], "between requests": parked["between"]}))
+    return f"{counts}, the oldest for {duration(parked['oldest'])}" if counts else ""
 
 
 def _source(source: SourceStatus) -> str:

@@ -30,6 +30,7 @@ _TEXTS: Mapping[str, str] = {
     "timeout_head": "cut: what is waited for was not complete within timeouts.head",
     "refused_max_head": "cut: what is waited for was longer than parking.max_head",
     "refused_max_parked": "cut: parking.max_parked reached",
+    "refused_descriptors": "cut: silent, and a newcomer needed the descriptor; raise LimitNOFILE",
     "timeout_idle": "cut: silent for timeouts.idle",
 }
 

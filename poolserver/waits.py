@@ -7,6 +7,9 @@ import enum
 
 from poolserver.proxy_protocol import MalformedError, parse
 
+_TLS_HANDSHAKE = b"\x16\x03"
+"""How a client that speaks TLS begins; no line and no request does. Source: RFC 8446 section 5.1."""
+
 
 class Wait(enum.StrEnum):
     """What is waited for; the values are the configuration's words."""
@@ -36,16 +39,19 @@ class Verdict(enum.Enum):
     RESET = "reset"
 
 
-def judge(wait: Wait, octets: bytes, most: int) -> Verdict:
+def judge(wait: Wait, octets: bytes, most: int, *, may_be_tls: bool = False) -> Verdict:
     """Say whether ``octets``, the unread input of a connection, hold what is waited for.
 
     Args:
         wait: What is waited for.
         octets: What has come and is unread, at most ``most`` of it.
         most: A line or head of so many bytes that is still not complete is too long.
+        may_be_tls: The handler may put TLS on by itself: what is waited for cannot be seen then.
     """
     if not octets:
         return Verdict.COMPLETE if wait is Wait.NONE else Verdict.SILENT
+    if may_be_tls and octets.startswith(_TLS_HANDSHAKE):
+        return Verdict.COMPLETE
     if _has_head(octets) if wait is Wait.HTTP else wait is not Wait.LINE or b"\n" in octets:
         return Verdict.COMPLETE
     return Verdict.TOO_LONG if len(octets) >= most else Verdict.PARTIAL

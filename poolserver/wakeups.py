@@ -39,9 +39,7 @@ class Wakeups(Generic[T]):
         self._epoll = select.epoll()
         self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._again_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        for fd in self._posts:
-            edge = select.EPOLLET if self.is_shared else 0
-            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE | edge)
+        self.listen_to(self._posts)
         self._epoll.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
         self._epoll.register(self.stop_fd, select.EPOLLIN)  # level-triggered and never read: it wakes every lane
         self._wait = self._epoll.poll
@@ -56,6 +54,20 @@ class Wakeups(Generic[T]):
             return None
         fd = ready[0][0]
         return self._posts.get(fd) or (self._passed_on() if fd == self._again_fd else fd)
+
+    def listen_to(self, posts: Iterable[int]) -> None:
+        """Wake lanes for these posts. What is there already tells at once."""
+        edge = select.EPOLLET if self.is_shared else 0
+        for fd in posts:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE | edge)
+
+    def turn_from(self, posts: Iterable[int]) -> None:
+        """Wake no lane for these posts: what comes there wakes other workers."""
+        for fd in posts:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass  # turned from already, or closed by a handler
 
     def watch(self, fd: int, *, has_room: bool = False) -> None:
         """Tell of what arrives on a parked connection, and if asked of room for what is to be sent. What is there
@@ -75,9 +87,8 @@ class Wakeups(Generic[T]):
 
     def part(self, parked: Mapping[int, bool]) -> None:
         """For lanes that are to leave: from now on parked connections, and what is passed on, alone wake them, in
-        ``wait_parked``. What comes to posts wakes other workers. ``parked`` says which are watched for room, too."""
-        for fd in self._posts:
-            self.unwatch(fd)
+        ``wait_parked``. ``parked`` says which are watched for room, too."""
+        self.turn_from(self._posts)
         self._parted.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
         for fd in parked:
             self.unwatch(fd)

@@ -93,7 +93,7 @@ class Worker:
     def run(self) -> int:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
-        log.introduce(f"worker {self._seat.slot}", self._generation.name)
+        log.introduce(f"worker {self._seat.slot}", self._generation.name, self._seat.slot)
         if self._seat.stacks_fd >= 0:
             stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
@@ -123,8 +123,7 @@ class Worker:
         if self._seat.is_canary and not self._may_go():
             self._generation.leave()
             return 0
-        self._crew.start()
-        self._report(process.READY)
+        self._crew.start(lambda: self._report(process.READY))
         self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
         self._tell_left()
         if self._is_orphaned:

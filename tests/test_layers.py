@@ -18,11 +18,11 @@ LAYERS = """
     __main__ cli top trends whereabouts tables check unit __init__ exporter server service legacy succession
     surroundings daemonize pidfile vigil herald spawning console heir upgrader companion control metrics queues
     rendezvous remote master parties resident worker generation portions recycling handlers functions crew attendant
-    deadlines mending here lane reception handling handover park parked conversation shortage station door wakeups
-    waits adapter binding listener systemd tcp_info socket_options unix_path holders address datagrams shared_socket
-    process inquiry stacks signals failures log privileges config sections values proxy_protocol tls admission sources
-    claims networks scoreboard rows pool turnover fates roster upgrade reload tally repeats snapshot events states
-    estate commands errors
+    deadlines mending here lane reception handling handover park access parked conversation shortage station door
+    wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders address datagrams
+    shared_socket process inquiry stacks signals failures log journal lines privileges config sections values
+    proxy_protocol tls admission sources claims networks scoreboard rows crowds pool turnover fates roster upgrade
+    reload tally repeats snapshot events states estate commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -45,7 +45,7 @@ HOMES = {
     "signal.pthread_sigmask": {"signals"},
     "os.environ": {"config", "systemd"},
     "os.getenv": {"config"},
-    "socket.socket": {"handover", "heir", "listener", "unix_path", "remote", "queues", "systemd"},
+    "socket.socket": {"handover", "heir", "journal", "listener", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
@@ -65,7 +65,7 @@ IMPORT_HOMES = {
     "prometheus_client": {"exporter"},
     "pydantic": {"sections", "config", "values"},
     "asyncio": {"aio"},
-    "mmap": {"claims", "scoreboard", "sources", "failures"},
+    "mmap": {"claims", "crowds", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}

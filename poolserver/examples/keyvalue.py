@@ -2,7 +2,7 @@ r"""A key-value store that speaks enough of the Redis protocol for ``redis-bench
 
 Serve it, and talk to it::
 
-    poolserver run poolserver.examples.keyvalue:KeyValueHandler -b tcp://127.0.0.1:20000 -w 1 -t 64
+    poolserver run poolserver.examples.keyvalue:KeyValueHandler -b tcp://127.0.0.1:20000 -w 1
     printf 'SET colour blue\r\nGET colour\r\nQUIT\r\n' | socat - tcp:127.0.0.1:20000
     redis-benchmark -p 20000 -t ping_inline
 
@@ -17,6 +17,8 @@ Source: redis.io, "Redis serialization protocol specification".
 
 import socketserver
 import threading
+
+from poolserver import ParkingMixIn
 
 MAX_LINE_BYTES = 64 * 1024
 """Longest line and longest single word, as Redis limits inline requests."""
@@ -65,26 +67,32 @@ class Store:
             return sum(self.entries.pop(key, None) is not None for key in keys)
 
 
-class KeyValueHandler(socketserver.StreamRequestHandler):
-    """One conversation: commands in, replies out, until QUIT, the client's end or a malformed command."""
+class KeyValueHandler(ParkingMixIn, socketserver.StreamRequestHandler):
+    """One conversation: commands in, replies out, until QUIT, the client's end or a malformed command.
 
+    Between two commands the connection holds no lane: thousands of clients that are mostly silent need but a few.
+    """
+
+    wait_for = "line"
     store = Store()
+    commands = 0
 
-    def handle(self) -> None:
-        """Answer commands one after the other. Pipelined ones wait in ``rfile``'s buffer."""
-        for _ in range(MAX_COMMANDS):
-            try:
-                words = self.read_command()
-            except EOFError:
-                return
-            except ProtocolError as problem:
-                self.wfile.write(b"-ERR Protocol error: %s\r\n" % str(problem).encode())
-                return
-            if not words:
-                continue  # an empty line or array is no command and gets no reply
+    def handle_one_request(self) -> None:
+        """Answer one command. Pipelined ones wait in ``rfile``'s buffer, and have their turn."""
+        self.commands += 1
+        self.close_connection = self.commands >= MAX_COMMANDS
+        try:
+            words = self.read_command()
+        except EOFError:
+            self.close_connection = True
+            return
+        except ProtocolError as problem:
+            self.close_connection = True
+            self.wfile.write(b"-ERR Protocol error: %s\r\n" % str(problem).encode())
+            return
+        if words:  # an empty line or array is no command and gets no reply
             self.wfile.write(self.answer(words))
-            if words[0].upper() == b"QUIT":
-                return
+            self.close_connection |= words[0].upper() == b"QUIT"
 
     def answer(self, words: list[bytes]) -> bytes:
         """The reply to one command."""

@@ -1,4 +1,4 @@
-"""A library service as a program: ``python library.py prefork|prethread HANDLER -b URL -w N -t N --set timeouts.K=V``.
+"""A library service as a program: ``python library.py prefork|prethread HANDLER -b URL -w N -t N --set SECTION.KEY=V``.
 
 Takes the options of ``poolserver run`` that a library call has an equal of, and prints the same ready line, so that
 one set of behaviours is asked of all three. HANDLER is a handler class, or a server class with one of its own.
@@ -13,6 +13,7 @@ import socket
 import socketserver
 import sys
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 from clients import Address
 
@@ -70,8 +71,11 @@ def main() -> None:
     address = Address.parse(given.bind)
     module, _, name = given.handler.partition(":")
     attribute = getattr(importlib.import_module(module), name)
-    timeouts = dict(each.removeprefix("timeouts.").split("=") for each in given.settings)
-    attributes = {"threads": given.threads, "timeouts": timeouts, "address_family": address.family}
+    attributes: dict[str, Any] = {"threads": given.threads, "address_family": address.family}
+    for each in given.settings:
+        key, _, value = each.partition("=")
+        section, _, name = key.partition(".")
+        attributes.setdefault(section, {})[name] = int(value) if value.isdigit() else value
     if given.kind == "prefork":
         attributes["workers"] = given.workers
     cls = type("Service", (server_class(given.kind, attribute, address),), attributes)

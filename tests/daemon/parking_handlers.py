@@ -115,9 +115,10 @@ class ClosesItself(Orders):
     rbufsize = 0
 
     def obey(self, order, argument):
-        super().obey(order, argument)
         if order == "detach":
             threading.Thread(target=linger, args=(self.request.detach(),)).start()
+        else:
+            super().obey(order, argument)
 
 
 def linger(fd):
@@ -165,13 +166,10 @@ class FailsAtTheEnd(Orders):
         raise LookupError("in finish")
 
 
-CERTIFICATE = Path(__file__).with_name("localhost.pem")
-"""Self-signed, with its key, for localhost until 2126: ``openssl req -x509 -newkey ec …``."""
-
-
 def context():
+    """With the certificate and key that $CERTIFICATE names."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.load_cert_chain(CERTIFICATE)
+    made.load_cert_chain(os.environ["CERTIFICATE"])
     return made
 
 

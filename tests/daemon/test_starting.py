@@ -88,6 +88,20 @@ class TestFirstBoot:
         assert served.wait() == 78
         assert "was not accepting within timeouts.boot = 0.5 s" in served.log()
 
+    def test_one_whose_first_connection_hangs_is_ready_all_the_same(self, daemon):
+        """It waits in the queue before the start, and its handler holds the interpreter's lock at once: the worker
+        accepts, which is all that ready says. Else none would ever have started, and the service ended with 78."""
+        queue_one = (
+            "import os, socket, sys; listener = socket.create_server(('127.0.0.1', 0));"
+            "client = socket.create_connection(listener.getsockname()); client.sendall(b'freeze 60\\n');"
+            "os.dup2(listener.fileno(), 9); os.set_inheritable(client.fileno(), True);"
+            "os.execv(sys.executable, [sys.executable, '-m', 'poolserver', 'run', *sys.argv[1:]])"
+        )
+        served = daemon(
+            "handlers:OrderHandler", bind="fd://9", workers=1, program=(sys.executable, "-c", queue_one), ready=False
+        )
+        served.wait_ready()
+
 
 class TestSecondStart:
     def test_on_a_taken_port_fails_and_names_the_holder(self, daemon):

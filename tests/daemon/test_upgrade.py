@@ -168,7 +168,11 @@ class TestSuccess:
         before = measures.descriptors(served.pid), measures.descriptors(served.workers()[0])
         for _ in range(3):
             site.upgrade()
-        assert (measures.descriptors(served.pid), measures.descriptors(served.workers()[0])) == before
+        wait_for(
+            lambda: (measures.descriptors(served.pid), measures.descriptors(served.workers()[0])) == before,
+            10,
+            f"{before} descriptors",
+        )
         assert len(served.processes()) == 3
 
     def test_dead_predecessor_leaves_it_all(self, site):
@@ -278,7 +282,7 @@ class TestFailure:
                 reason = site.broken(getattr(Unfit, name), site.fail_upgrade)
                 storm.wait_for_more(10)
                 assert (served.workers(), served.pid) == (before, master), reason
-                assert measures.descriptors(master) == descriptors, reason
+                wait_for(lambda: measures.descriptors(master) == descriptors, 10, f"all descriptors after {reason}")
                 assert versions(served, 1) == b"1\n"
         assert storm.counts.is_lossless, storm.counts
         assert int(pidfile.read_text()) == master
@@ -318,7 +322,7 @@ def upgrade_under_load(site: Site, upgrades: int, clients: int) -> Counts:
             storm.wait_for_more(10)
             other.wait_for_more(10)
     assert versions(served) == f"{upgrades - 1}\n".encode()
-    assert measures.descriptors(served.pid) == before
+    wait_for(lambda: measures.descriptors(served.pid) == before, 10, f"{before} descriptors")
     assert len(served.processes()) == 3
     counts = storm.counts
     counts.add(other.counts)

@@ -263,3 +263,13 @@ class TalkativeHandler(socketserver.StreamRequestHandler):
         line = self.rfile.readline(65536)
         logging.getLogger("talkative").info("served %s", line.decode().strip())
         self.wfile.write(line)
+
+
+class VerboseHandler(socketserver.StreamRequestHandler):
+    """Sends one line back, and logs twenty kilobytes first."""
+
+    def handle(self):
+        line = self.rfile.readline(65536)
+        for number in range(20):
+            logging.getLogger("verbose").info("%d: %s", number, "x" * 1000)
+        self.wfile.write(line)

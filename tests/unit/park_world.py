@@ -113,9 +113,9 @@ class Site:
             self.add(parked, lane)
 
     def add(self, parked: Parked, lane: int) -> None:
-        """Park what a lane has. Who goes for it: the oldest that has sent nothing, the oldest between two requests, or
-        itself; and only if the park is full."""
-        candidates = [*self.park.silent, *self.park.between, parked]
+        """Park what a lane has. Who goes for it: the oldest that has sent nothing, the oldest in the middle of a
+        request, or between two, or itself; and only if the park is full."""
+        candidates = [*self.park.silent, *self.park.speaking, *self.park.between, parked]
         for victim in self.park.add(parked, self.first_lane + lane):
             if victim.ending is Outcome.REFUSED_MAX_PARKED:
                 assert victim is candidates[0]

@@ -1,4 +1,4 @@
-"""The example handlers, under the standard library's own servers: they need nothing of poolserver."""
+"""The example handlers, under the standard library's own servers, which know nothing of poolserver."""
 
 import http.client
 import logging
