@@ -52,12 +52,14 @@ class Estate(TypedDict):
     """The whole.
 
     ``line``: a socket between the two masters, with a ``Word`` a line. ``report``: where the heir says why it fails.
+    ``leash``: on which it lets its nurse go.
     ``unclaimed``: what the service manager passed and no URL is for. ``stored``: the names of what it keeps for us.
     """
 
     version: int
     line: int
     report: int
+    leash: int
     groups: list[PassedGroup]
     unclaimed: list[PassedFile]
     stored: list[str]
@@ -74,11 +76,17 @@ class Estate(TypedDict):
 
 
 class Word(TypedDict, total=False):
-    """A line between the masters. The heir says ``taken``, once: it serves, and has these of the descriptors in use.
-    The other says ``is_yours``, once: it has let go of them; and at its end, ``counts``: what it counted since."""
+    """A line between the masters.
+
+    The heir says ``taken``, once: it serves, has these of the descriptors in use, and is the process ``pid``. The other
+    says ``is_yours``, once: it has let go of them; and at its end, ``counts``: what it has counted since. Or it says
+    ``is_over``: the heir is not wanted any more.
+    """
 
     taken: list[int]
+    pid: int
     is_yours: bool
+    is_over: bool
     counts: Counts
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Self
 
-from poolserver import config, estate, process
+from poolserver import config, estate, nurse, process
 from poolserver.address import Address
 from poolserver.binding import Group
 from poolserver.door import Register
@@ -55,14 +55,15 @@ class Heir:
         self._taken: set[int] = set()
         self._sockets = {fd: _socket(fd) for fd in _socket_fds(left)}
         self._line: socket.socket | None = _socket(left["line"])
-        self._report = left["report"]
+        self._report, self._leash = left["report"], left["leash"]
         self._pidfile = left["pidfile"]
         self._received = b""
         self._is_ready = self._has_taken = self._is_alone = False
-        for fd in (self._report, *([self._pidfile["fd"]] if self._pidfile is not None else [])):
+        for fd in (self._report, self._leash, *([self._pidfile["fd"]] if self._pidfile is not None else [])):
             os.set_inheritable(fd, False)
         process.withhold(left["line"])
         process.withhold(self._report)
+        process.withhold(self._leash)
 
     @classmethod
     def arrived(cls) -> "Heir | None":
@@ -159,7 +160,8 @@ class Heir:
             self.on_done()
             return
         self._take()
-        self._say({"taken": sorted(self._taken)})
+        self._say({"taken": sorted(self._taken), "pid": os.getpid()})
+        self._leave_nurse()
 
     def interests(self) -> dict[int, int]:
         """What to poll."""
@@ -190,6 +192,8 @@ class Heir:
         return []
 
     def _told(self, word: Word) -> None:
+        if word.get("is_over"):
+            os._exit(0)  # our workers see it, and leave
         if word.get("is_yours"):
             self._be_alone()
         if "counts" in word:
@@ -207,6 +211,10 @@ class Heir:
             os.close(self._pidfile["fd"])
         self.on_take()
 
+    def _leave_nurse(self) -> None:
+        process.release(self._leash)
+        nurse.let_go(self._leash)
+
     def _be_alone(self) -> None:
         """The other has let go; or it is dead, and we are the service though not all workers accept as yet."""
         if self._is_alone:
@@ -214,6 +222,7 @@ class Heir:
         self._is_alone = True
         if not self._has_taken:
             self._take()
+            self._leave_nurse()
         process.release(self._report)
         os.close(self._report)
         self._report = -1

@@ -42,6 +42,7 @@ class Legacy:
             version=estate.VERSION,
             line=-1,
             report=-1,
+            leash=-1,
             groups=groups,
             unclaimed=[PassedFile(fd=passed.add(sock.fileno()), name=name) for name, sock in strangers],
             stored=self.manager.stored,

@@ -8,15 +8,15 @@ There is no other message.
 import contextlib
 import ctypes
 import enum
-import fcntl
 import gc
 import itertools
 import os
+import resource
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from poolserver import signals
 from poolserver.errors import SystemRefusedError
@@ -180,19 +180,6 @@ def fork(body: Callable[[int], int], *, keep: Collection[int] = ()) -> Process:
     return Process(pid, _pidfd(pid), report_read)
 
 
-def become(program: str, arguments: tuple[str, ...], environ: Mapping[str, str], fds: Sequence[int]) -> None:
-    """Run another program in this process. Of its descriptors it gets the standard ones, and ``fds`` as 3, 4, ….
-
-    Raises:
-        OSError: it cannot be run; this process is of no use for anything else then.
-    """
-    above = 3 + len(fds)
-    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]  # out of each other's way
-    for number, fd in enumerate(copies, 3):
-        os.dup2(fd, number, inheritable=True)
-    os.execve(program, arguments, environ)  # noqa: S606 - what an upgrade starts is ourselves
-
-
 def withhold(fd: int) -> None:
     """Keep a descriptor from every child: it is closed there at once. ``release`` it before it is closed here."""
     _withheld.add(fd)
@@ -251,6 +238,17 @@ def die_with(parent_pid: int) -> None:
     _libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent_pid:
         os._exit(0)
+
+
+def outlive_parent() -> None:
+    """As ever again, after ``die_with``."""
+    _libc.prctl(1, 0, 0, 0, 0)
+
+
+def die_by(signum: int) -> None:
+    """End this process by a signal that does so by default, without a core of its own."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.kill(os.getpid(), signum)
 
 
 def fork_count() -> int:

@@ -166,7 +166,8 @@ def _supervise(
     ledger = _Ledger(board)
     observer = _observer(succession, register, board)
     legacy = Legacy(succession, desk, surroundings.pidfile, manager, pairs, pool, board, register)
-    upgrader = Upgrader(launch, manager, legacy, lambda: ledger.close_door(succession, has_lanes=False))
+    on_departed = functools.partial(ledger.close_door, succession, has_lanes=False)
+    upgrader = Upgrader(succession.present.name, launch, manager, legacy, on_departed)
     if heir is not None:
         heir.endow(pool, board, register)
     herald = Herald(

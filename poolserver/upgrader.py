@@ -14,12 +14,13 @@ import select
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from poolserver import estate, process, signals
+from poolserver import estate, nurse, process, signals
 from poolserver.errors import SystemRefusedError
 from poolserver.estate import Counts, Estate, PassedFile, Word
 from poolserver.events import Event, SuccessorFailed, SuccessorReady
@@ -97,16 +98,20 @@ class Legacy(Protocol):
 
 
 class Upgrader:
-    """Owns the successor's process and the line to it.
+    """Owns the successor's nurse and the line to it.
 
     Args:
+        name: The service's.
         launch: How this process was started.
         manager: The service manager.
         legacy: What is left.
         on_departed: What is to be done with what the successor has not taken.
     """
 
-    def __init__(self, launch: Launch, manager: Manager, legacy: Legacy, on_departed: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, launch: Launch, manager: Manager, legacy: Legacy, on_departed: Callable[[], None]
+    ) -> None:
+        self._name = name
         self._launch = launch
         self._manager = manager
         self._legacy = legacy
@@ -114,7 +119,8 @@ class Upgrader:
         self._counted = Counts(totals={}, durations=[])
         self._passed = Passed()
         self._taken: list[int] = []
-        self._successor: Process | None = None
+        self._pid = 0
+        self._nurse: Process | None = None
         self._line: socket.socket | None = None
         self._received = b""
         self._has_departed = False
@@ -132,16 +138,16 @@ class Upgrader:
 
     def end(self) -> None:
         """It is not wanted any more. Its workers see that it is dead, and leave."""
-        if self._successor is not None:
-            self._successor.end()
+        if self._nurse is not None:
+            self._nurse.end()
+            self._tell({"is_over": True})  # where its nurse has just let it go
             self._legacy.take_back()
             self._close()
 
     def depart(self) -> None:
         """It has taken over: say so to the service manager, which listens to us as yet, and to the successor."""
-        assert self._successor is not None
         self._has_departed = True
-        self._manager.main_pid(self._successor.pid)
+        self._manager.main_pid(self._pid)
         self._manager.is_muted = True
         for number in self._taken:
             self._passed.on_taken.get(number, lambda: None)()
@@ -152,8 +158,8 @@ class Upgrader:
         """This process's end: what it has counted since is told. It waits in the line for its reader."""
         if self._has_departed:
             self._tell({"counts": estate.grown(self._counted, self._legacy.counts())})
-        elif self._successor is not None:
-            self._successor.end()
+        if self._nurse is not None:
+            self._nurse.end()
         self._close()
 
     def interests(self) -> dict[int, int]:
@@ -162,35 +168,36 @@ class Upgrader:
 
     def deadline(self) -> float:
         """When to ``attend`` at the latest, in monotonic seconds."""
-        return math.inf
+        is_told = self._nurse is None or self._nurse.has_exit_descriptor
+        return math.inf if is_told else time.monotonic() + UNTOLD_EXIT_INTERVAL
 
     def attend(self, ready: Collection[int], _now: float) -> list[Event]:
         """What it has told, and its end."""
-        return list(self._told()) if set(ready).intersection(self._fds()) else []
+        is_due = self._nurse is not None and not self._nurse.has_exit_descriptor
+        return list(self._told()) if is_due or set(ready).intersection(self._fds()) else []
 
     def _fds(self) -> list[int]:
-        if self._successor is None:
-            return []
         line = [self._line.fileno()] if self._line is not None else []
-        return [*self._successor.descriptors(), *line]
+        return [*line, *(self._nurse.descriptors() if self._nurse is not None else [])]
 
     def _told(self) -> Iterator[Event]:
-        successor = self._successor
-        assert successor is not None
-        has_exited = successor.has_exited()  # asked first: what it said before is then all here
-        successor.reports()
+        """It has taken over when it has said so and its nurse has left; it has failed when both are gone."""
         for word in self._words():
-            if "taken" in word and not (has_exited or self._has_departed):
-                self._taken = word["taken"]
-                yield SuccessorReady(successor.pid, self._passed.needed <= set(self._taken))
-        if not has_exited:
+            if "taken" in word:
+                self._taken, self._pid = word["taken"], word["pid"]
+        successor = self._nurse
+        if successor is None:
+            return  # we are leaving
+        successor.reports()
+        if not successor.has_exited():
             return
-        if self._has_departed:
-            _log.error("the new master (pid %d) %s", successor.pid, successor.how)
-        else:
+        if self._line is None:
             self._legacy.take_back()
-            yield SuccessorFailed(successor.reason or f"the new master (pid {successor.pid}) {successor.how}")
-        self._close()
+            yield SuccessorFailed(successor.reason or f"the new master {successor.how}")
+            self._close()
+        elif self._pid:
+            yield SuccessorReady(self._pid, self._passed.needed <= set(self._taken))
+            self._end_nurse()
 
     def _words(self) -> Iterator[Word]:
         try:
@@ -206,6 +213,7 @@ class Upgrader:
 
     def _start(self) -> None:
         passed = self._passed = Passed()
+        self._pid = 0
         self._counted = self._legacy.counts()
         will = self._legacy.drawn_up(passed)
         self._line, theirs = socket.socketpair()
@@ -216,22 +224,29 @@ class Upgrader:
             will["line"] = passed.add(theirs.fileno())
             number = passed.add(paper)
             will["report"] = estate.FIRST_FD + len(passed.fds)
+            will["leash"] = will["report"] + 1
             os.write(paper, json.dumps(will).encode())
-            self._successor = process.fork(lambda report: self._become(passed, report, number), keep=passed.fds)
+            self._nurse = process.fork(lambda report: self._tend(passed, report, number), keep=passed.fds)
         finally:
             theirs.close()
             os.close(paper)
 
-    def _become(self, passed: Passed, report: int, paper: int) -> int:
-        """In the child: be the new master. Returns only where that cannot be."""
+    def _tend(self, passed: Passed, report: int, paper: int) -> int:
+        """In the nurse."""
+        return nurse.tend(
+            self._name, lambda nurse_pid, leash: self._become(nurse_pid, [*passed.fds, report, leash], report, paper)
+        )
+
+    def _become(self, nurse_pid: int, fds: Sequence[int], report: int, paper: int) -> int:
+        """In the nurse's child: be the new master. Returns only where that cannot be."""
         signals.reset_in_child()
         signals.unblock_all()
         launch = self._launch
         environ = self._manager.environment_of(os.getpid(), launch.environ)
-        environ |= {"PWD": launch.folder, estate.VARIABLE: f"{os.getppid()}:{paper}"}
+        environ |= {"PWD": launch.folder, estate.VARIABLE: f"{nurse_pid}:{paper}"}
         try:
             os.chdir(launch.folder)
-            process.become(launch.program, launch.arguments, environ, [*passed.fds, report])
+            nurse.become(launch.program, launch.arguments, environ, fds)
         except OSError as error:
             told = f"cannot run {launch.program} in {launch.folder}: {error.strerror}"
             os.write(report, process.FAILED + told.encode("utf-8", "replace"))
@@ -255,6 +270,9 @@ class Upgrader:
         """The successor is dead, or on its own."""
         self._received = b""
         self._hang_up()
-        if self._successor is not None:
-            self._successor.close()
-            self._successor = None
+        self._end_nurse()
+
+    def _end_nurse(self) -> None:
+        if self._nurse is not None:
+            self._nurse.close()
+            self._nurse = None

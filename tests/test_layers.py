@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.glob("*.py"))
 # From the top down: a module imports only what stands below it.
 LAYERS = """
     __main__ cli top trends whereabouts tables check unit __init__ exporter server service legacy succession
-    surroundings daemonize pidfile vigil herald spawning console heir upgrader companion control metrics queues
+    surroundings daemonize pidfile vigil herald spawning console heir upgrader nurse companion control metrics queues
     rendezvous remote master parties resident worker generation portions recycling handlers functions crew attendant
     deadlines mending here lane reception handling handover park access parked conversation shortage station door
     wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders address datagrams

@@ -181,7 +181,7 @@ class TestSuccess:
         old = served.pid
         gate = site.gated("2")
         served.signal(SIGUSR2)
-        wait_for(lambda: len(served.processes()) == 6, 20, "two workers that boot")
+        wait_for(lambda: len(served.processes()) == 7, 20, "a nurse, a master and two workers that boot")
         os.kill(old, SIGKILL)
         wait_for(lambda: served.status()["pid"] not in (0, old), 20, "an answer of the new master")
         assert len(served.ready_lines()) == 1
