@@ -31,6 +31,7 @@ def status_text(snapshot: Snapshot) -> str:
                 "timed out": _counts(_some(totals["timeouts"])) or "none",
                 "respawns": str(totals["respawns"]),
                 "reloads": _reloads(totals["reloads"], totals["reloads_failed"], snapshot["last_reload"]),
+                "upgrade": _attempt(snapshot["last_upgrade"]),
                 "sources": ", ".join(_source(source) for source in snapshot["sources"][:5]),
             }
         ),
@@ -154,6 +155,11 @@ def _source(source: SourceStatus) -> str:
 def _reloads(count: int, failed: int, last: Attempt | None) -> str:
     if last is None:
         return f"{count}, {failed} failed"
+    return f"{count}, {failed} failed; the last, {_attempt(last)}"
+
+
+def _attempt(last: Attempt | None) -> str:
+    if last is None:
+        return ""
     at = datetime.fromtimestamp(last["at"]).astimezone().isoformat(" ", "seconds")
-    outcome = "succeeded" if last["ok"] else f"FAILED: {plain(last['reason'])}"
-    return f"{count}, {failed} failed; the last, at {at}, {outcome}"
+    return f"at {at}, {'succeeded' if last['ok'] else 'FAILED: ' + plain(last['reason'])}"
