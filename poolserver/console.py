@@ -45,7 +45,7 @@ CONTROL_BACKLOG = 128
 """Connections that the kernel keeps between two turns of the loop."""
 
 Find = Callable[[str, Options], Listener | None]
-"""The listener that another master has passed to us for this path or URL, if it has."""
+"""The listener that another master has passed to us for what is called so, if it has."""
 
 METRICS_BACKLOG = 128
 """Scrapes and probes that wait, while the exporter is being started again, for one."""
@@ -61,12 +61,13 @@ class Supervisor(Protocol):
 class Console:
     """Runs in the master, from before its first fork. ``listeners`` are its own, not the service's."""
 
-    def __init__(self, name: str, asked: ControlSocket, metrics: Listener | None, metrics_url: str = "") -> None:
+    def __init__(self, settings: Config, asked: ControlSocket, metrics: Listener | None) -> None:
         self.listeners: Sequence[Listener] = [each for each in (asked.listener, metrics) if each is not None]
-        self._name = name
+        self._name = settings.server.service_name
+        self._control_key = _control_key(settings.control.socket, self._name)
         self._socket = asked
         self._metrics = metrics
-        self._metrics_url = metrics_url
+        self._metrics_url = settings.metrics.bind
         self._inquiry = Inquiry()
         self._examined_slots: dict[int, int] = {}
         self._exporter: Companion | None = None
@@ -105,10 +106,8 @@ class Console:
 
     def pass_control(self, passed: Passed) -> PassedFile | None:
         """The control socket, for another master."""
-        found = self._socket.listener
-        return (
-            passed.file(found.socket.fileno(), str(found.address.sockaddr), self._socket.hand_over) if found else None
-        )
+        found, on_taken = self._socket.listener, self._socket.hand_over
+        return passed.file(found.socket.fileno(), self._control_key, on_taken) if found else None
 
     def pass_metrics(self, passed: Passed) -> PassedFile | None:
         """The metrics' listener likewise."""
@@ -242,11 +241,18 @@ def control_socket(
     """
     path = Path(configured) if configured else rendezvous.default_path(name, environ, os.geteuid())
     options = Options(backlog=CONTROL_BACKLOG, unix_mode=mode, owner=owner)
-    control = ControlSocket(find(str(path), options) or _bound(path, options, is_default=not configured), name)
+    control = ControlSocket(
+        find(_control_key(configured, name), options) or _bound(path, options, is_default=not configured), name
+    )
     try:
         yield control
     finally:
         control.close()
+
+
+def _control_key(configured: str, name: str) -> str:
+    """What is the same for a master and its heir, whose default path may be another: it may have given up root."""
+    return configured or f"the default of {name}"
 
 
 def _bound(path: Path, options: Options, *, is_default: bool) -> Listener | None:
@@ -293,7 +299,7 @@ def opened(settings: Config, environ: Mapping[str, str], heir: Heir | None = Non
     find = heir.control if heir is not None else _nobody
     controlled = control_socket(section.socket, name, section.mode, environ, owner, find)
     with controlled as asked, _metrics(settings, heir.metrics if heir is not None else _nobody) as metrics:
-        console = Console(name, asked, metrics, settings.metrics.bind)
+        console = Console(settings, asked, metrics)
         try:
             yield console
         finally:

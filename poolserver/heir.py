@@ -112,9 +112,9 @@ class Heir:
                     found.append((STORED + group["url"] if one["is_own"] else named, self._sockets[one["fd"]]))
         return Passed(found)
 
-    def control(self, path: str, options: Options) -> Listener | None:
-        """The control socket, if the other's has this path."""
-        return self._file(self._left["control"], path, options)
+    def control(self, key: str, options: Options) -> Listener | None:
+        """The control socket, if the other's has this key."""
+        return self._file(self._left["control"], key, options)
 
     def metrics(self, url: str, options: Options) -> Listener | None:
         """The metrics' listener, if the other's was configured by this URL."""

@@ -100,6 +100,18 @@ class TestSuccess:
         assert versions(served, 1) == b"1\n"
         assert not (tmp_path / "old").exists()
 
+    def test_every_kind_of_listener_goes_on(self, daemon, tmp_path):
+        """At the same addresses, also where the kernel chose them."""
+        urls = ["tcp://127.0.0.1:0", "tcp://:0", "udp://127.0.0.1:0", f"unix:@{tmp_path}", f"unixgram:{tmp_path}/g"]
+        served = daemon("handlers:EitherHandler", bind=urls)
+        before = served.urls
+        served.ask("upgrade")
+        served.wait_ready(2)
+        assert served.urls == before
+        assert len(before) == 6
+        for index in range(6):
+            wait_for(lambda index=index: int(ask(served, b"?\n", index)) == served.pid, 10, before[index])
+
     def test_options_of_a_listener_that_stays_change(self, site, tmp_path):
         """Once it is the new master's alone."""
         site.configure(server__bind=f'["unix:{tmp_path}/socket"]')
