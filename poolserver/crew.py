@@ -158,12 +158,9 @@ class Crew:
         ``hand_over``: other workers go on, and shall have those that are parked.
         """
         with self._lock:
-            if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
-                for station in self.stations.values():
-                    station.queued = queue_length(station.server.socket)
-                self.serves_queue = True
-            else:
-                self.serves_queue = False
+            self.serves_queue = serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING)
+            for station in self.stations.values() if self.serves_queue else ():
+                station.queued = queue_length(station.server.socket)
             self._attendant.drain(time.monotonic(), hand_over=hand_over)
             if self._phase is Phase.SERVING:
                 self._enter(Phase.DRAINING, within)

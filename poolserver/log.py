@@ -68,15 +68,20 @@ class LineHandler(logging.Handler):
         os.close(old)
         self.follow()
 
-    def write(self, text: str) -> None:
-        """One line, or the reason why it cannot be written.
+    def prove(self, text: str) -> None:
+        """Write this line, if it is a file's.
 
         Raises:
-            OSError: the disk is full, for one.
+            ConfigError: that cannot be; the disk is full, for one.
         """
+        if not self.path:
+            return
         record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
         record.role, record.service = _speaker, _service
-        put(self._fd, self._octets(record))
+        try:
+            put(self._fd, self._octets(record))
+        except OSError as error:
+            raise ConfigError(f"log.file: cannot write {self.path}: {error.strerror or error}") from error
 
     def follow(self) -> None:
         """In a daemon, have standard output and error go where the log goes: what handlers print, and last words."""
