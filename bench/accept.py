@@ -1,8 +1,8 @@
 """`make bench`: what a connection costs under poolserver, next to what users could run instead.
 
 Server CPU is read in nanoseconds from each process's own clock, over short alternating rounds, because a
-single round's ratio ranges from 0.7 to 1.5 on a machine that does anything else. Judge by the ratio of
-medians, and look at the ratio of minima when the two differ.
+single round's ratio ranges from 0.7 to 1.5 on a machine that does anything else. Judge by the median
+of the rounds' ratios, and look at the ratio of minima when the two differ.
 
 Sections:
   accept      one connection, one line each way: against a bare pre-fork loop and ThreadingTCPServer

@@ -115,7 +115,7 @@ def circumstances(options: argparse.Namespace, began: float) -> dict[str, object
 def print_report(rows: list[Row], facts: dict[str, object]) -> None:
     """The table and the circumstances it was made in."""
     print(*table(rows), sep="\n")
-    print("\nratio: of medians; for keep-alive of requests for one CPU-second; for the rest the figure itself")
+    print("\nratio: the laps' median; for keep-alive of requests for one CPU-second; for the rest the figure itself")
     print(", ".join(f"{name} {value}" for name, value in facts.items() if name != "at"))
 
 

@@ -27,7 +27,7 @@ class Row:
     """One line of the table.
 
     Args:
-        figure: what the limit is on; for a comparison the ratio of medians.
+        figure: what the limit is on; for a comparison the median of the laps' ratios.
         figure_of_minima: the same from each side's best round, which noise from other processes spares most.
         unit: of `median` and `minimum`.
     """

@@ -120,9 +120,14 @@ def check_clock(server: Running) -> None:
 
 
 def compared(section: str, comparison: Comparison, samples: Samples, *, inverted: bool = False) -> Row:
-    """The row for a comparison: CPU against CPU or, `inverted`, requests for one CPU-second."""
+    """The row for a comparison: CPU against CPU or, `inverted`, requests for one CPU-second.
+
+    Each lap is a comparison by itself, whose two loads ran within seconds; the median is taken of those. The machine's
+    own speed, which on a shared one changes by a half from minute to minute, is then in both.
+    """
     ours, theirs = samples.costs[comparison.contestant], samples.costs[comparison.against]
-    medians, minima = median(ours) / median(theirs), min(ours) / min(theirs)
+    medians = median(one / other for one, other in zip(ours, theirs, strict=True))
+    minima = min(ours) / min(theirs)
     return Row(
         section=section,
         shape=comparison.shape,

@@ -5,13 +5,12 @@ out what it says.
 """
 
 import enum
-import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from poolserver.networks import CACHED_HOSTS, NO_NETWORKS, Networks, Source
+from poolserver.networks import NO_NETWORKS, Networks, Source
 
 BAN_WINDOW_NS = 60 * 10**9
 """Refusals within so long earn a ban: a minute."""
@@ -170,7 +169,7 @@ class Admission:
         datagrams: The same of datagrams, a table of its own.
     """
 
-    __slots__ = ("_active", "_banned", "_datagrams", "_denied", "_limits", "_over", "_standing", "_table", "_too_fast")
+    __slots__ = ("_active", "_banned", "_datagrams", "_denied", "_limits", "_over", "_table", "_too_fast")
 
     def __init__(self, limits: Limits, active: Callable[[Source], int], table: Table, datagrams: Table) -> None:
         self._limits = limits
@@ -180,15 +179,25 @@ class Admission:
         verdicts = _REHEARSED if limits.dry_run else _ENFORCED
         self._denied, self._banned = verdicts[Reason.DENIED], verdicts[Reason.BANNED]
         self._too_fast, self._over = verdicts[Reason.RATE], verdicts[Reason.PER_SOURCE]
-        has_networks = limits.allow or limits.deny or limits.exempt
-        # Always the same for an address, and the dearest to find out: bisections of lists that no cache of a CPU holds.
-        self._standing = functools.lru_cache(CACHED_HOSTS)(self._by_networks) if has_networks else None
 
-    def admit(self, source: Source, now_ns: int) -> Verdict:
+    def standing(self, source: Source) -> Verdict | None:
+        """What the networks say of a source's address; None: nothing, and of a Unix peer never anything.
+
+        Always the same, and the dearest to find out, by bisections of lists that no cache of a CPU holds: who asks
+        keeps the answer, and gives it to those below.
+        """
+        limits, address, version = self._limits, source.address, source.version
+        if not version:
+            return None
+        if limits.deny.contains(address, version) or (limits.allow and not limits.allow.contains(address, version)):
+            return self._denied
+        return EXEMPT if limits.exempt.contains(address, version) else None
+
+    def admit(self, source: Source, standing: Verdict | None, now_ns: int) -> Verdict:
         """Judge a connection that arrives from ``source`` now. Not asked while ``limits.is_off``."""
         limits, table = self._limits, self._table
-        if self._standing is not None and (verdict := self._standing(source.address, source.version)) is not None:
-            if verdict is EXEMPT:
+        if standing is not None:
+            if standing is EXEMPT:
                 return EXEMPT
             is_exempt = limits.exempt.contains(source.address, source.version)
             return self._refused(source, now_ns, self._denied, is_strike=not is_exempt)
@@ -206,24 +215,15 @@ class Admission:
             return self._refused(source, now_ns, self._over)
         return ADMITTED
 
-    def admit_datagram(self, source: Source, now_ns: int) -> Verdict:
+    def admit_datagram(self, source: Source, standing: Verdict | None, now_ns: int) -> Verdict:
         """Judge a datagram: networks and the rate, counted apart from connections; no strikes, no bans."""
         limits = self._limits
-        if self._standing is not None and (verdict := self._standing(source.address, source.version)) is not None:
-            return EXEMPT if verdict is EXEMPT else self._dropped(source, now_ns, self._denied)
+        if standing is not None:
+            return EXEMPT if standing is EXEMPT else self._dropped(source, now_ns, self._denied)
         interval = limits.rate_interval_ns
         if interval and not self._datagrams.arrive(source, now_ns, interval, limits.rate_burst):
             return self._dropped(source, now_ns, self._too_fast)
         return ADMITTED
-
-    def _by_networks(self, address: int, version: int) -> Verdict | None:
-        """What the networks say of an address; None: nothing, and of a Unix peer never anything."""
-        limits = self._limits
-        if not version:
-            return None
-        if limits.deny.contains(address, version) or (limits.allow and not limits.allow.contains(address, version)):
-            return self._denied
-        return EXEMPT if limits.exempt.contains(address, version) else None
 
     def _refused(self, source: Source, now_ns: int, verdict: Verdict, *, is_strike: bool = True) -> Verdict:
         limits = self._limits

@@ -60,6 +60,8 @@ class Crew:
     Constructed anywhere; ``start`` after the fork, since an epoll made before it is shared.
     """
 
+    lanes_accept = True
+
     def __init__(
         self,
         stations: Sequence[Station],
@@ -71,30 +73,26 @@ class Crew:
         on_stop_asked: Callable[[], None],
         on_released: Callable[[], None] = lambda: None,
     ) -> None:
-        self.terms = terms
+        self.terms, self.here = terms, Here()
         self.door = Door(terms.limits, register)
-        self.here = Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
-        posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
-        self.intakes = [post for post in posts.values() if isinstance(post, Intake)]
+        passed: dict[int, Any] = intakes(pairs, self.stations) if pairs is not None else {}
+        self.intakes: list[Intake] = list(passed.values())
+        posts = self.stations | passed if self.lanes_accept else passed
         self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
-        self.serves_queue = False
         takers = [fd for fd, post in posts.items() if not isinstance(post, Station) or post.is_stream]
         self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
-        self.lost_listener = ""
-        self._rows = quarters.lanes
-        self._on_stop_asked = on_stop_asked
-        self._on_released = on_released
-        self._is_released = False
-        self._phase = Phase.SERVING
-        self._phase_ends = self._idle_ends = self._next_service = math.inf
-        self._next_tick = 0.0
-        self._next_deadlines = math.inf if not terms.handler_timeout else 0.0
+        self.lost_listener, self.serves_queue, self._is_released = "", False, False
+        self._rows, self._on_stop_asked, self._on_released = quarters.lanes, on_stop_asked, on_released
+        self._phase, self._phase_ends = Phase.SERVING, math.inf
+        self._idle_ends = self._next_service = math.inf
+        self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
         self._attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
         self._threads: dict[Lane, threading.Thread] = {}
+        self._may_accept = threading.Event()
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
 
     @property
@@ -137,8 +135,9 @@ class Crew:
                 self._enter(Phase.DRAINING, 0)
                 self._wake()
 
-    def start(self) -> None:
-        """Start the lanes. From here on this process has threads, and must not fork."""
+    def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Start the lanes; ``on_ready`` comes before any of them can accept, and hold the interpreter's lock for good.
+        From here on this process has threads, and must not fork."""
         self.wakeups.open()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         if any(has_service_actions(station.server) for station in self.stations.values()):
@@ -150,6 +149,8 @@ class Crew:
         for number, row in enumerate(self._rows):
             self._lanes.append(Lane(number, self, row))
             self._start_thread(self._lanes[-1])
+        on_ready()
+        self._may_accept.set()
 
     def retire(self, within: float, *, serve_queue: bool, hand_over: bool = False) -> None:
         """Take no new connections but, if asked, the queued; give open ones ``within`` seconds, then cut them.
@@ -157,12 +158,9 @@ class Crew:
         ``hand_over``: other workers go on, and shall have those that are parked.
         """
         with self._lock:
-            if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
-                for station in self.stations.values():
-                    station.queued = queue_length(station.server.socket)
-                self.serves_queue = True
-            else:
-                self.serves_queue = False
+            self.serves_queue = serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING)
+            for station in self.stations.values() if self.serves_queue else ():
+                station.queued = queue_length(station.server.socket)
             self._attendant.drain(time.monotonic(), hand_over=hand_over)
             if self._phase is Phase.SERVING:
                 self._enter(Phase.DRAINING, within)
@@ -326,6 +324,7 @@ class Crew:
 
     def _run_lane(self, lane: Lane) -> None:
         self.here.lane = lane
+        self._may_accept.wait()
         try:
             lane.serve_forever()
         except BaseException:  # noqa: BLE001 - a defect here, not in a handler: said, then the lane is replaced
@@ -336,7 +335,7 @@ class Crew:
 
     def _replace(self, lane: Lane) -> None:
         del self._threads[lane]
-        self.door.closed(self._rows[lane.number])
+        self.door.closed(self._rows[lane.number].number)
         successor = Lane(lane.number, self, self._rows[lane.number])
         self._lanes[lane.number] = successor
         self._start_thread(successor)

@@ -3,6 +3,7 @@
 "Why was it refused?" is answered in ``admission.py``; this is the act. One for each process, over shared tables.
 """
 
+import functools
 import socket
 import time
 from collections import Counter
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from poolserver.adapter import RESET_ON_CLOSE
-from poolserver.admission import Admission, Limits, Reason
+from poolserver.admission import Admission, Limits, Reason, Verdict
 from poolserver.claims import Claims
-from poolserver.networks import key_text, source_of
+from poolserver.networks import CACHED_HOSTS, Source, host_of, key_text, source_of_host
 from poolserver.rows import Outcome, Row
 from poolserver.sources import SourceTable
 
@@ -63,6 +64,8 @@ class Door:
     def __init__(self, limits: Limits, register: Register) -> None:
         self._register = register
         self._claims = register.claims
+        self.closed = register.claims.give_back
+        """With a row's number: the lane's connection is over."""
         self.change(limits)
 
     def change(self, limits: Limits) -> None:
@@ -71,6 +74,7 @@ class Door:
         self.is_open = self._is_off = limits.is_off
         self._limits = limits
         self._admission = Admission(limits, register.claims.active, register.connections, register.datagrams)
+        self._who = functools.lru_cache(CACHED_HOSTS)(self._look_up)
 
     def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool, is_accepted: bool = False) -> bool:
         """Whether this connection or datagram is served. If not it is counted and, being a connection, turned away.
@@ -79,14 +83,14 @@ class Door:
         """
         if self._is_off:
             return True  # since a reload
-        source = source_of(address, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
+        source, standing = self._who(host_of(address))
         with self._claims.lock:
             if is_stream:
-                verdict = self._admission.admit(source, time.monotonic_ns())
+                verdict = self._admission.admit(source, standing, time.monotonic_ns())
                 if verdict.is_counted:
                     self._claims.claim(row.number, source)
             else:
-                verdict = self._admission.admit_datagram(source, time.monotonic_ns())
+                verdict = self._admission.admit_datagram(source, standing, time.monotonic_ns())
         if verdict.reason is None:
             return True
         if not verdict.is_enforced:
@@ -97,13 +101,13 @@ class Door:
             self._turn_away(request)
         return False
 
+    def _look_up(self, host: str) -> tuple[Source, Verdict | None]:
+        source = source_of_host(host, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
+        return source, self._admission.standing(source)
+
     def claimed(self, row: Row) -> int:
         """The number of the source that the lane's connection counts for; 0 when it counts for none."""
         return self._claims.claimed(row.number)
-
-    def closed(self, row: Row) -> None:
-        """The lane's connection is over: its claim is given back."""
-        self._claims.give_back(row.number)
 
     def _turn_away(self, request: socket.socket) -> None:
         """By a reset, which leaves nothing in the kernel; a plain close; or a text, which one send takes whole."""

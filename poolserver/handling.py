@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-from poolserver import process
+from poolserver import access, process
 from poolserver.adapter import LaneServer, log_error, peer_name
 from poolserver.conversation import Conversation
 from poolserver.door import Door
@@ -78,6 +78,9 @@ class Handling:
         self._suspended: Parked | None = None
         self._door = None if crew.door.is_open else crew.door
         self._handler_timeout = crew.terms.handler_timeout
+        self._has_access_log = crew.terms.has_access_log
+        self._moved: access.Moved | None = None
+        self._born = 0.0
         self._forks = process.fork_count()
         self._crew = crew
         self._row = row
@@ -105,6 +108,8 @@ class Handling:
     def on_closing(self, request: object) -> None:
         """The connection is about to be closed: was it the idle time-out that ended it?"""
         process.leave_if_forked(self._forks)
+        if self._has_access_log:
+            self._moved = access.moved(request)
         idle = self._station.idle_timeout
         lasted = time.monotonic() - self.began
         if idle and lasted >= idle and self._ended_from_outside is None and is_idle(request, idle):
@@ -120,6 +125,7 @@ class Handling:
         self.began = time.monotonic()
         if self._parked:
             self._crew.watch_closely(if_full=True)
+        self._born = parked.born if parked is not None else self.began
         if self._handler_timeout:
             self.deadline = self.began + self._handler_timeout
         try:
@@ -139,8 +145,12 @@ class Handling:
             self._suspend(suspended)
             return
         row.end(end)
+        if self._has_access_log:
+            sizes, self._moved = self._moved, None
+            if not end.is_refusal:
+                access.tell(station, address, self.number, self._born, sizes or access.moved(request), end)
         if self._door is not None:
-            self._door.closed(row)
+            self._door.closed(row.number)
 
     def _suspend(self, parked: Parked) -> None:
         """The conversation goes on when the client speaks again, or at once, after others, if it has spoken."""
@@ -181,6 +191,7 @@ class Handling:
         else:
             parked = Parked(self._station, conversation.connection, self.address, time.monotonic(), self._claim())
             parked.conversation, parked.is_between, parked.has_news = conversation, True, has_input
+            parked.born = self._born
             self._suspended = parked
         return Outcome.SERVED
 
@@ -223,6 +234,7 @@ class Handling:
             except BaseException:  # noqa: BLE001 - finish() is the user's
                 process.leave_if_forked(self._forks)
                 self._on_failure(parked.station.server, parked.request, parked.address)
+                self._moved = None
                 parked.is_leaving = False
         if parked.is_leaving and self._crew.hands_over:
             parked.conversation = None

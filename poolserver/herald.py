@@ -51,18 +51,20 @@ class Health:
     that die, or cannot start, make nobody sick: the master replaces them and tries on, which no restart does better.
     """
 
-    worker_timeout: float
+    worker_timeout: Callable[[], float]
+    """Of the present: a reload may change it."""
     _proven: float = math.nan
     _hung: float = -math.inf
 
     def look(self, oldest_ready: float | None, *, has_hung: bool, now: float) -> bool:
         """Whether it is well at ``now``. ``oldest_ready``: since when that worker is ready that is for longest."""
+        timeout = self.worker_timeout()
         is_first = math.isnan(self._proven)
-        if is_first or (oldest_ready is not None and now - oldest_ready > self.worker_timeout):
+        if is_first or (oldest_ready is not None and now - oldest_ready > timeout):
             self._proven = now
         if has_hung:
             self._hung = now
-        return self._hung <= self._proven or now - self._proven <= 2 * self.worker_timeout
+        return self._hung <= self._proven or now - self._proven <= 2 * timeout
 
 
 class Herald:
@@ -130,11 +132,11 @@ class Herald:
             case Phase.SERVING | Phase.RELOADING:
                 is_told = self._tell_status(now)
             case Phase.LEAVING if is_news:
-                is_told = self._manager.stopping()
+                is_told = self._manager.stopping(EXTENSION)
             case Phase.STARTING if self._pool.state is not PoolState.STARTING:
                 is_told = True  # some serve, some cannot start: how long that may take is for the unit to say
             case _:
-                is_told = self._manager.tell(f"EXTEND_TIMEOUT_USEC={round(EXTENSION * 1e6)}")
+                is_told = self._manager.extend(EXTENSION)
         if is_told:
             self._told = phase
         else:

@@ -5,48 +5,34 @@ a line, so that lines of several processes in one file are never torn, and a fai
 """
 
 import contextlib
-import fcntl
-import importlib
 import logging
 import os
-import re
-import select
-import sys
-import time
 from collections.abc import Callable, Iterator
 
 import setproctitle
 
+from poolserver import journal, streams
 from poolserver.errors import ConfigError
+from poolserver.journal import Journal
+from poolserver.lines import formatter
 from poolserver.privileges import Account, made_for
+from poolserver.streams import own_copy, put
 
 LOGGER = "poolserver"
 
-_PIPE_BUF = 4096
-
-_LOWEST_OWN_FD = 10
-"""A handler that closes descriptors 0–9 must not make the next client's connection our log."""
-
-_UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_UNSAFE_OR_NEWLINE = re.compile(rf"{_UNSAFE.pattern}|\n")
-"""Control characters, what breaks lines or turns the direction of writing, and lone surrogates, which no file takes: no
-client is to move the operator's cursor, forge a line, or hide one."""
-
-_MARGINAL = re.compile(r" |Traceback |(?!poolserver:)[A-Za-z_][\w.]*(:|$)")
-"""What may begin a line that is not the first of its record; a record begins with digits, an ``announce``d line with
-our name."""
+ACCESS = "poolserver.access"
+"""The logger of ``access.py``."""
 
 Announce = Callable[[str], None]
 """Tells whoever waits for it, in one line, that the pool serves."""
 
-_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-"""What the journal calls them. Source: syslog(3)."""
-
 _speaker = "poolserver"
 _has_standard_streams = False
 _service = ""
-_journal = ""
+_slot = 0
+_journal_stream = ""
 _handler: "LineHandler | None" = None
+_access_handler: "LineHandler | None" = None
 
 
 class LineHandler(logging.Handler):
@@ -55,9 +41,10 @@ class LineHandler(logging.Handler):
     Lines that cannot be written are counted, and the count is said when one can be.
     """
 
-    def __init__(self, path: str, owner: Account | None = None) -> None:
+    def __init__(self, path: str, owner: Account | None = None, native: Journal | None = None) -> None:
         super().__init__()
-        self._path = path
+        self.path = path
+        self._native = native
         self._owner = owner
         self._lost = 0
         self._is_journal = not path and _is_journal(2)
@@ -65,7 +52,7 @@ class LineHandler(logging.Handler):
 
     def fileno(self) -> int:
         """The descriptor that it writes to."""
-        return self._fd
+        return self._fd if self._native is None else self._native.fileno()
 
     def reopen(self) -> None:
         """Write to the file that has the path now (after a rotation). A failure keeps the old one."""
@@ -73,7 +60,7 @@ class LineHandler(logging.Handler):
             fresh = self._open()
         except OSError as error:
             logging.getLogger(LOGGER).error(  # noqa: TRY400 - the reason is in the line; a traceback adds nothing
-                "cannot reopen log.file %s: %s; going on with the old one", self._path, error.strerror
+                "cannot reopen %s: %s; going on with the old one", self.path, error.strerror
             )
             return
         with self._held():  # a lane that is writing must not meet the number again as a client's connection
@@ -81,17 +68,24 @@ class LineHandler(logging.Handler):
         os.close(old)
         self.follow()
 
-    def write(self, text: str) -> None:
-        """One line, or the reason why it cannot be written.
+    def prove(self, text: str) -> None:
+        """Write this line, if it is a file's.
 
         Raises:
-            OSError: the disk is full, for one.
+            ConfigError: that cannot be; the disk is full, for one.
         """
-        _write(self._fd, self._octets(logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)))
+        if not self.path:
+            return
+        record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
+        record.role, record.service = _speaker, _service
+        try:
+            put(self._fd, self._octets(record))
+        except OSError as error:
+            raise ConfigError(f"log.file: cannot write {self.path}: {error.strerror or error}") from error
 
     def follow(self) -> None:
         """In a daemon, have standard output and error go where the log goes: what handlers print, and last words."""
-        if _has_standard_streams and self._path:
+        if _has_standard_streams and self.path and self is _handler:
             os.dup2(self._fd, 1)
             os.dup2(self._fd, 2)
 
@@ -100,6 +94,8 @@ class LineHandler(logging.Handler):
         with self._held():
             fd, self._fd = self._fd, -1
         os.close(fd)
+        if self._native is not None:
+            self._native.close()
         super().close()
 
     @contextlib.contextmanager
@@ -111,76 +107,46 @@ class LineHandler(logging.Handler):
         finally:
             self.release()
 
+    def count_lost(self) -> None:
+        """A line that was printed, and not through the log, is lost."""
+        self._lost += 1
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             if self._lost:
                 record.lost = self._lost
-            _write(self._fd, self._octets(record))
+            record.role, record.service = _speaker, _service
+            if not self._is_told_natively(record):
+                put(self._fd, self._octets(record))
             self._lost = 0
         except Exception:  # noqa: BLE001 - disk full, pipe broken, a record that cannot be formatted: counted above
             self._lost += 1
 
+    def _is_told_natively(self, record: logging.LogRecord) -> bool:
+        if self._native is None:
+            return False
+        try:
+            self._native.send(record)
+        except OSError:
+            return False  # no room there now, or it is not there: standard error has a buffer of its own
+        return True
+
     def _octets(self, record: logging.LogRecord) -> bytes:
-        record.role, record.service = _speaker, _service
         text = self.format(record)
         if self._is_journal:
-            mark = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+            mark = f"<{journal.priority(record)}>"
             text = "\n".join(mark + line for line in text.split("\n"))
         return f"{text}\n".encode("utf-8", "backslashreplace")
 
     def _open(self) -> int:
-        if not self._path:
-            return _own_copy(2)
+        if not self.path:
+            return own_copy(2)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        fd = made_for(self._owner, self._path, lambda: os.open(self._path, flags, 0o640))
+        fd = made_for(self._owner, self.path, lambda: os.open(self.path, flags, 0o640))
         try:
-            return _own_copy(fd)
+            return own_copy(fd)
         finally:
             os.close(fd)
-
-
-class _Formatter(logging.Formatter):
-    """``2026-11-21T09:00:00.123+0000 INFO worker 3 [4711]: text``, with a client's control characters made harmless."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created))
-        zone = time.strftime("%z", time.localtime(record.created))
-        text = harmless_line(record.getMessage())
-        line = f"{stamp}.{int(record.msecs):03d}{zone} {record.levelname} {_speaker} [{os.getpid()}]: {text}"
-        if hasattr(record, "lost"):
-            line += f" ({record.lost} earlier lines lost)"
-        details = record.exc_text or record.stack_info or getattr(record, "details", "")
-        if record.exc_info and not record.exc_text:
-            details = self.formatException(record.exc_info)
-        return "\n".join([line, *map(_below, harmless(str(details)).splitlines())])
-
-
-def harmless(text: str) -> str:
-    """``text`` with every character escaped that does anything but stand there, newlines apart."""
-    return _UNSAFE.sub(_escape, text)
-
-
-def harmless_line(text: str) -> str:
-    """The same, newlines too."""
-    return _UNSAFE_OR_NEWLINE.sub(_escape, text)
-
-
-def formatter(kind: str) -> logging.Formatter:
-    """How records become lines: ``text``, or ``json``, an object each.
-
-    Raises:
-        ConfigError: the extra is missing.
-    """
-    if kind == "text":
-        return _Formatter()
-    try:
-        module = importlib.import_module("pythonjsonlogger.json")
-    except ModuleNotFoundError as error:
-        raise ConfigError("log.format = json needs python-json-logger: pip install 'poolserver[json]'") from error
-    names = {"levelname": "level", "process": "pid"}
-    fields = ["levelname", "service", "role", "process", "message"]
-    made: logging.Formatter = module.JsonFormatter(fields, rename_fields=names, timestamp="time")
-    return made
 
 
 def opened(path: str, kind: str = "text", owner: Account | None = None) -> LineHandler:
@@ -192,30 +158,48 @@ def opened(path: str, kind: str = "text", owner: Account | None = None) -> LineH
     """
     lines = formatter(kind)
     try:
-        handler = LineHandler(path, owner)
+        is_native = not path and kind == "text" and _is_journal(2)
+        handler = LineHandler(path, owner, journal.opened() if is_native else None)
     except OSError as error:
         raise ConfigError(f"log.file: cannot open {path!r}: {error.strerror}") from error
     handler.setFormatter(lines)
     return handler
 
 
-def configure(level: str, path: str, kind: str, journal: str, owner: Account | None = None) -> None:
+def opened_access(access: bool | str, kind: str, owner: Account | None = None) -> LineHandler | None:
+    """A handler for the file that ``log.access`` names; None: it names none.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+    if isinstance(access, bool) or not access:
+        return None
+    try:
+        return opened(access, kind, owner)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("log.file", "log.access", 1)) from error
+
+
+def configure(
+    level: str, path: str, kind: str, stream: str, owner: Account | None = None, access: bool | str = False
+) -> None:
     """Send the log of this daemon to ``path``, or to standard error if it is empty.
 
     Args:
         level: The least severity that is written.
         path: The file.
         kind: ``text`` or ``json``.
-        journal: The variable JOURNAL_STREAM: where standard error is the journal, lines begin with their priority.
-            Source: systemd.exec(5), sd-daemon(3).
-        owner: Whose the file is to be.
+        stream: The variable JOURNAL_STREAM: where standard error is the journal, that gets entries of its own kind;
+            without the extra for it, lines that begin with their priority. Source: systemd.exec(5), sd-daemon(3).
+        owner: Whose the files are to be.
+        access: The path of the access log, where it has a file of its own.
 
     Raises:
         ConfigError: as ``opened``.
     """
-    global _journal
-    _journal = journal
-    use(opened(path, kind, owner), level)
+    global _journal_stream
+    _journal_stream = stream
+    use(opened(path, kind, owner), level, opened_access(access, kind, owner))
 
 
 def _is_journal(fd: int) -> bool:
@@ -223,17 +207,19 @@ def _is_journal(fd: int) -> bool:
         found = os.fstat(fd)
     except OSError:
         return False
-    return _journal == f"{found.st_dev}:{found.st_ino}"
+    return _journal_stream == f"{found.st_dev}:{found.st_ino}"
 
 
-def present() -> LineHandler:
+def present() -> tuple[LineHandler, LineHandler | None]:
     """What ``use`` was given last."""
     assert _handler is not None
-    return _handler
+    return _handler, _access_handler
 
 
-def use(handler: LineHandler, level: str) -> None:
-    """Send the log of this daemon there from now on, from this severity; the handler before it is closed."""
+def use(handler: LineHandler, level: str, access: LineHandler | None) -> None:
+    """Send the log of this daemon there from now on, from this severity, and the access log; the handlers before them
+    are closed."""
+    _use_access(access)
     global _handler
     root = logging.getLogger()  # the handlers' own loggers too: a service has one log
     root.setLevel(level.upper())
@@ -248,70 +234,60 @@ def use(handler: LineHandler, level: str) -> None:
     handler.follow()
 
 
+def _use_access(handler: LineHandler | None) -> None:
+    """None: where the log goes, which takes it whatever its level is."""
+    global _access_handler
+    logger = logging.getLogger(ACCESS)
+    logger.setLevel(logging.INFO)
+    logger.propagate = handler is None
+    if handler is _access_handler:
+        return
+    if _access_handler is not None:
+        logger.removeHandler(_access_handler)
+        _access_handler.close()
+    if handler is not None:
+        logger.addHandler(handler)
+    _access_handler = handler
+
+
 def take_standard_streams() -> None:
     """From the next ``use`` on, the log's file gets them too: a daemon's lead nowhere."""
     global _has_standard_streams
     _has_standard_streams = True
 
 
+def keep_prints_from_waiting() -> None:
+    """Of what this process prints, what cannot be written is counted with the lines of the log that are lost."""
+    streams.keep_from_waiting(_count_lost)
+
+
+def _count_lost() -> None:
+    if _handler is not None:
+        _handler.count_lost()
+
+
 def reopen() -> None:
     """After a rotation. Nothing in a library call, where the log belongs to the caller."""
-    if _handler is not None:
-        _handler.reopen()
+    for handler in (_handler, _access_handler):
+        if handler is not None:
+            handler.reopen()
 
 
-def introduce(role: str, name: str) -> None:
+def introduce(role: str, name: str, slot: int = 0) -> None:
     """Say who speaks from now on in this process: in log lines and in the process title (``ps``, ``top``)."""
-    global _speaker, _service
-    _speaker, _service = role, name
+    global _speaker, _service, _slot
+    _speaker, _service, _slot = role, name, slot
     setproctitle.setproctitle(f"poolserver: {role} [{name}]")
+
+
+def slot() -> int:
+    """The worker's that speaks; 0 where everything runs in one process."""
+    return _slot
 
 
 def announce(line: str) -> None:
     """One line on standard error, whatever the log's settings: scripts wait for it. Standard error may be gone."""
     try:
-        os.write(2, f"poolserver: {line}\n".encode("utf-8", "backslashreplace"))
+        put(2, f"poolserver: {line}\n".encode("utf-8", "backslashreplace"))
     except OSError:
         logging.getLogger(LOGGER).info("%s", line)
-
-
-def keep_standard_descriptors() -> None:
-    """Where 0, 1 or 2 is closed, the next socket would become somebody's standard error: put /dev/null there."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115 - for the process's whole life
-
-
-def _write(fd: int, octets: bytes) -> None:
-    """Write without ever waiting: a reader that is stopped must stop nobody else.
-
-    A pipe or socket that is ready takes this much at once; what it does not is lost. Source: pipe(7), PIPE_BUF.
-
-    Raises:
-        OSError: it takes nothing now, or never will.
-    """
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    for start in range(0, len(octets), _PIPE_BUF):
-        if not poller.poll(0):
-            raise BlockingIOError
-        os.write(fd, octets[start : start + _PIPE_BUF])
-
-
-def _below(line: str) -> str:
-    """A line below a log line: at the margin only what a traceback has there, so that no exception's text can pass for
-    a line of ours."""
-    return line if _MARGINAL.match(line) else f"  {line}"
-
-
-def _own_copy(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_OWN_FD)
-
-
-def _escape(match: re.Match[str]) -> str:
-    return match.group().encode("unicode_escape").decode("ascii")

@@ -155,25 +155,24 @@ def key_text(key: bytes, prefix_v4: int, prefix_v6: int) -> str:
 
 
 def source_of(client_address: object, prefix_v4: int, prefix_v6: int) -> Source:
-    """Say who ``client_address`` is, whatever socketserver or a user's ``get_request`` gave.
+    """Say who ``client_address`` is, whatever socketserver or a user's ``get_request`` gave."""
+    return source_of_host(host_of(client_address), prefix_v4, prefix_v6)
 
-    IPv4-mapped IPv6 is IPv4; an IPv6 zone (``%eth0``) is passed over; ``unix:uid=…`` is told by its uid. All others
-    count as one source, ``unknown``: among them the peers of a Unix datagram socket, whose names are theirs to choose.
-    """
+
+def host_of(client_address: object) -> str:
+    """The host in it, of a length worth caching; empty when there is none."""
     if isinstance(client_address, tuple) and client_address:
         host = client_address[0]
-        try:
-            if len(host) <= _MAX_HOST_CHARS:
-                return _source_of_host(host, prefix_v4, prefix_v6)
-        except TypeError:
-            pass  # no text: it has no length, or cannot be remembered
-    return UNKNOWN
+        if isinstance(host, str) and len(host) <= _MAX_HOST_CHARS:
+            return host
+    return ""
 
 
 @functools.lru_cache(maxsize=CACHED_HOSTS)
-def _source_of_host(host: object, prefix_v4: int, prefix_v6: int) -> Source:
-    if not isinstance(host, str):
-        return UNKNOWN
+def source_of_host(host: str, prefix_v4: int, prefix_v6: int) -> Source:
+    """Say who that is: IPv4-mapped IPv6 is IPv4; an IPv6 zone (``%eth0``) is passed over; ``unix:uid=…`` is told by its
+    uid. All others count as one source, ``unknown``: among them the peers of a Unix datagram socket, whose names are
+    theirs to choose."""
     if host.startswith("unix:"):
         return _source_of_uid(host.partition(",")[0].removeprefix("unix:uid="))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

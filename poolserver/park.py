@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, takewhile
 from typing import Any
 
+from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
 from poolserver.parked import READY, Limits, Parked
@@ -50,17 +51,18 @@ class Park:
         self._max_parked = terms.max_parked
         self._share = max(1, terms.max_parked // SHARES)
         self._max_head = terms.max_head
+        self._has_access_log = terms.has_access_log
         self._wakeups = wakeups
         self.row = quarters.crew
         self.crowd = quarters.crowd
         self._ordinal = quarters.ordinal
         self._claims = claims
         self._lock = claims.lock
-        self._new = self._between = 0
+        self._new = self._between = self._lent = 0
         self._sent: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return self._new + self._between
+        return self._new + self._between - self._lent
 
     def add(self, parked: Parked, lane: int) -> list[Parked]:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
@@ -77,6 +79,14 @@ class Park:
             if parked.ending is None and not self._watch(parked):
                 gone.append(parked)
         return gone
+
+    def lend(self, parked: Parked, lane: int) -> None:
+        """Count what ``lane`` has as parked, though another looks after it, who ends it with ``give`` or ``drop``."""
+        with self._lock:
+            self._count(parked, lane)
+            parked.is_lent = True
+            self._lent += 1
+            self._publish(parked, 1)
 
     def pass_on(self, parked: Parked, lane: int) -> None:
         """Leave what ``lane`` has to the next lane that has time, behind what is ready now."""
@@ -158,9 +168,12 @@ class Park:
 
     def drop(self, parked: Parked) -> None:
         """Close one that no handler needs to see, and count its ending, in no lane's name."""
+        outcome = parked.ending or Outcome.CUT
         with self._lock:
             self._uncount(parked)
-            self.row.count(parked.ending or Outcome.CUT)
+            self.row.count(outcome)
+        if self._has_access_log and not (outcome.is_refusal and parked.conversation is None):
+            access.tell(parked.station, parked.address, None, parked.born, access.moved(parked.request), outcome)
         shut(parked.request)  # a child that a handler forked may have a copy
         close_for_good(parked.request)
 
@@ -317,6 +330,10 @@ class Park:
             parked.is_counted = self._claims.park(self._ordinal, parked.claim)
 
     def _uncount(self, parked: Parked) -> None:
+        if parked.is_lent:
+            parked.is_lent = False
+            self._lent -= 1
+            self._publish(parked, -1)
         if parked.is_counted:
             parked.is_counted = False
             self._claims.unpark(self._ordinal, parked.claim)

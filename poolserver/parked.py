@@ -29,9 +29,10 @@ class Parked:
     """A connection that holds no lane.
 
     ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
-    ``claim``: the number of the source that it counts for, 0 for none. ``is_between`` two exchanges. ``ending``: it is
-    over, and how; a lane has only to finish it. ``is_leaving``: a lane is to finish it for another worker to go on
-    with. ``wants_room``: what it waits for is that the client takes what was sent.
+    ``born``: when it was accepted, or came from another worker. ``claim``: the number of the source that it counts for,
+    0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
+    ``is_leaving``: a lane is to finish it for another worker to go on with. ``is_lent``: it is in an event loop's
+    lobby. ``wants_room``: what it waits for is that the client takes what was sent.
     """
 
     station: Station
@@ -48,9 +49,14 @@ class Parked:
     is_counted: bool = False
     is_in_hand: bool = False
     is_leaving: bool = False
+    is_lent: bool = False
     has_news: bool = False
     step: Step = Step.REQUEST
     wants_room: bool = False
+    born: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.born = self.born or self.since
 
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""

@@ -118,10 +118,11 @@ class Account:
         shift = 6 if found.st_uid == self.uid else 3 if found.st_gid in (self.gid, *self.groups) else 0
         return self.uid == 0 or found.st_mode >> shift & 0o3 == 0o3
 
-    def may_read(self, folder: Path) -> bool:
-        """Whether it can read what is there, tried with its rights."""
+    def may_read(self, path: Path) -> bool:
+        """Whether it can read a file, or what is in a folder, tried with its rights."""
+        wanted = os.R_OK | (os.X_OK if path.is_dir() else 0)
         with self.assumed():
-            return os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+            return os.access(path, wanted, effective_ids=True)
 
     def _prove(self) -> None:
         has = (*os.getresuid(), *os.getresgid())

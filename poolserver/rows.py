@@ -69,6 +69,11 @@ class Outcome(enum.IntEnum):
     WOULD_DENIED = enum.auto()
     WOULD_BANNED = enum.auto()
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it was turned away; a conversation, between two exchanges."""
+        return self.name.startswith("REFUSED_")
+
 
 _WITHOUT_HANDLER = frozenset({Outcome.REFUSED_VERIFY, Outcome.REFUSED_RESET, Outcome.TIMEOUT_FIRST_BYTE})
 

@@ -23,13 +23,20 @@ WAYS = 8
 """Entries of a bucket: the words of one field of a bucket are one cache line."""
 
 ENTRIES = 65_536
-"""At most so many sources: 4.5 MiB a table, of which pages that nobody touched cost nothing."""
+"""At most so many sources: 4 MiB a table, of which pages that nobody touched cost nothing."""
 
 _BUCKETS = ENTRIES // WAYS - 1
 """A prime, 8,191: the remainder depends on all bits of a digest, of which some are always set."""
 
-_BUCKET_BYTES = WAYS * 8
-_FIELDS = 8
+_BUCKET_WORDS = 4 * WAYS
+_BUCKET_BYTES = 8 * _BUCKET_WORDS
+_WAYS_BYTES = 8 * WAYS
+_ARRIVAL, _USED, _BAN = WAYS, 2 * WAYS, 3 * WAYS
+"""Where those words of an entry are, from its digest's on. What an arrival touches is in one page, on two lines: in a
+process that has just been switched to, a page costs as much as a function."""
+
+_HOT_WORDS = (_BUCKETS + 1) * _BUCKET_WORDS
+_COLD_FIELDS = 4
 _STRIKE_STEP = 2**20
 """A strike word is a window's start in ms times this, plus the strikes in it: one store for both."""
 
@@ -61,19 +68,18 @@ class SourceTable:
 
     def __init__(self, memory: mmap.mmap) -> None:
         words = memoryview(memory).cast("Q")
-        fields = [words[start : start + ENTRIES] for start in range(0, _FIELDS * ENTRIES, ENTRIES)]
+        cold = [words[_HOT_WORDS + field * ENTRIES :][:ENTRIES] for field in range(_COLD_FIELDS)]
         self._memory = memory
-        self.last_ban = words[_FIELDS * ENTRIES :]
+        self._words = words
+        """Bucket by bucket, the digests of its ways, then their arrivals, last uses and bans."""
+        self._high, self._low, self._strikes, self._refused = cold
+        self.last_ban = words[_BUCKETS * _BUCKET_WORDS :]
         """One word: when the last of all bans ends. Nearly always nobody is banned, and need not be looked for."""
-        # Digests come first: where one is found in the memory says which entry it is.
-        self._digests, self._high, self._low, self._used, self._arrivals, self._strikes, self._bans, self._refused = (
-            fields
-        )
 
     @classmethod
     def create(cls) -> "SourceTable":
         """Map the memory, anonymous. Runs before the fork."""
-        return cls(mmap.mmap(-1, (_FIELDS * ENTRIES + 1) * 8))
+        return cls(mmap.mmap(-1, (_HOT_WORDS + _COLD_FIELDS * ENTRIES) * 8))
 
     def arrive(self, source: Source, now_ns: int, interval_ns: int, burst: int) -> bool:
         """Whether one more of ``source`` comes in at a rate of one each ``interval_ns``, ``burst`` at once.
@@ -84,22 +90,22 @@ class SourceTable:
         """
         # `_entry` once more: a call of a function costs as much as what it does here.
         start = source.number % _BUCKETS * _BUCKET_BYTES
-        entry = self._memory.find(source.digest, start, start + _BUCKET_BYTES) >> 3
-        if entry < 0 and (entry := self._taken(source, now_ns)) < 0:
+        place = self._memory.find(source.digest, start, start + _WAYS_BYTES) >> 3
+        if place < 0 and (place := self._taken(source, now_ns)) < 0:
             return True
-        self._used[entry] = now_ns
-        arrivals, number, most = self._arrivals, source.number, burst * interval_ns
-        seen = arrivals[entry]
+        words, number, most = self._words, source.number, burst * interval_ns
+        place += _ARRIVAL
+        seen = words[place]
         ahead = (seen ^ number) - now_ns
         if not 0 < ahead <= FARTHEST_NS:  # in the past, or sealed by another
             ahead = 0
         if ahead > most - interval_ns:
             if ahead > most + _SLACK_NS:  # made under a slower rate, before a reload: from now on under this one
-                arrivals[entry] = (now_ns + most) ^ number
+                words[place] = (now_ns + most) ^ number
             return False
-        if arrivals[entry] != seen:  # another process was quicker: look again, within what it left
+        if words[place] != seen:  # another process was quicker: look again, within what it left
             return self.arrive(source, now_ns, interval_ns, burst)
-        arrivals[entry] = (now_ns + ahead + interval_ns) ^ number
+        words[place] = (now_ns + ahead + interval_ns) ^ number
         return True
 
     def strike(
@@ -109,53 +115,56 @@ class SourceTable:
 
         A window begins with its first strike. A rehearsed ban is one that only ``heeds_rehearsal`` sees.
         """
-        entry = self._entry(source, now_ns)
-        if entry < 0:
+        place = self._entry(source, now_ns)
+        if place < 0:
             return False
-        now_ms = now_ns // 10**6
-        start, strikes = divmod(self._strikes[entry] ^ source.number, _STRIKE_STEP)
+        cold, now_ms = _cold(place), now_ns // 10**6
+        start, strikes = divmod(self._strikes[cold] ^ source.number, _STRIKE_STEP)
         if abs(now_ms - start) >= window_ns // 10**6:  # before it, too: another worker's clock reading was newer
             start, strikes = now_ms, 0
         is_earned = strikes + 1 >= after
         value = 0 if is_earned else start * _STRIKE_STEP + strikes + 1
-        self._strikes[entry] = value ^ source.number
+        self._strikes[cold] = value ^ source.number
         if is_earned:
-            self._store_ban(entry, source.number, now_ns, now_ns + ban_ns, is_rehearsal)
+            self._store_ban(place, source.number, now_ns, now_ns + ban_ns, is_rehearsal)
         return is_earned
 
     def banned(self, source: Source, now_ns: int, *, heeds_rehearsal: bool = False) -> bool:
         """Whether a ban on ``source`` stands."""
-        entry = self._find(source)
-        if entry < 0:
+        place = self._find(source)
+        if place < 0:
             return False
-        until = self._bans[entry] ^ source.number
+        until = self._words[place + _BAN] ^ source.number
         is_rehearsal = until & 1
         return 0 < until - is_rehearsal - now_ns <= FARTHEST_NS and (heeds_rehearsal or not is_rehearsal)
 
     def ban(self, key: bytes, now_ns: int, until_ns: int) -> None:
         """Ban the source that has this key, as an earlier master did."""
         source = Source.of_key(key)
-        entry = self._entry(source, now_ns)
-        if entry >= 0:
-            self._store_ban(entry, source.number, now_ns, until_ns, is_rehearsal=False)
+        place = self._entry(source, now_ns)
+        if place >= 0:
+            self._store_ban(place, source.number, now_ns, until_ns, is_rehearsal=False)
 
     def bans(self, now_ns: int) -> list[tuple[bytes, float]]:
         """Every ban that stands, but for rehearsed ones: the source's key, and the seconds that are left."""
-        numbers, words = self._digests.tolist(), self._bans.tolist()
-        left = [
-            (entry, (word ^ number) - now_ns)
-            for entry, (number, word) in enumerate(zip(numbers, words, strict=True))
-            if word != number and not (word ^ number) & 1
+        words = self._words.tolist()
+        found = [
+            (place, (words[place + _BAN] ^ words[place]) - now_ns)
+            for first in range(0, _BUCKETS * _BUCKET_WORDS, _BUCKET_WORDS)
+            for place in range(first, first + WAYS)
+            if words[place + _BAN] != words[place] and not (words[place + _BAN] ^ words[place]) & 1
         ]
         return [
-            (key, left_ns / 1e9) for entry, left_ns in left if 0 < left_ns <= FARTHEST_NS and (key := self._key(entry))
+            (key, left_ns / 1e9)
+            for place, left_ns in found
+            if 0 < left_ns <= FARTHEST_NS and (key := self._key(_cold(place)))
         ]
 
     def refuse(self, source: Source, now_ns: int) -> None:
         """Count a refusal, for ``worst`` only."""
-        entry = self._entry(source, now_ns)
-        if entry >= 0:
-            self._refused[entry] += 1
+        place = self._entry(source, now_ns)
+        if place >= 0:
+            self._refused[_cold(place)] += 1
 
     def refusals(self) -> bytes:
         """The refusals of this moment, for ``worst`` to tell later ones from."""
@@ -176,57 +185,68 @@ class SourceTable:
         return [(key, refused) for refused, entry in found if (key := self._key(entry))]
 
     def _find(self, source: Source) -> int:
-        """The source's entry; -1 when it has none."""
+        """The word of the source's digest; -1 when it has none."""
         start = source.number % _BUCKETS * _BUCKET_BYTES
-        return self._memory.find(source.digest, start, start + _BUCKET_BYTES) >> 3
+        return self._memory.find(source.digest, start, start + _WAYS_BYTES) >> 3
 
     def _entry(self, source: Source, now_ns: int) -> int:
-        """The source's entry, made now if need be; -1 when its bucket has no room."""
-        entry = self._find(source)
-        if entry < 0:
-            entry = self._taken(source, now_ns)
-        if entry >= 0:
-            self._used[entry] = now_ns
-        return entry
+        """The same, made now if need be; -1 when its bucket has no room."""
+        place = self._find(source)
+        if place < 0:
+            place = self._taken(source, now_ns)
+        if place >= 0:
+            self._words[place + _USED] = now_ns
+        return place
 
     def _taken(self, source: Source, now_ns: int) -> int:
-        first = source.number % _BUCKETS * WAYS
-        used = self._used[first : first + WAYS].tolist()
+        first = source.number % _BUCKETS * _BUCKET_WORDS
+        used = [self._last_used(place, now_ns) for place in range(first, first + WAYS)]
         for way in sorted(range(WAYS), key=used.__getitem__):  # free ones were never used
             if self._is_forgettable(first + way, now_ns):
                 self._settle(first + way, source)
                 return first + way
         return -1
 
-    def _is_forgettable(self, entry: int, now_ns: int) -> bool:
-        number = self._digests[entry]
-        arrival, until = self._arrivals[entry] ^ number, self._bans[entry] ^ number
+    def _last_used(self, place: int, now_ns: int) -> int:
+        """An arrival that came in left its time, or a later one: ``arrive`` stores one word, not two."""
+        arrival = self._words[place + _ARRIVAL] ^ self._words[place]
+        return max(self._words[place + _USED], arrival if arrival <= now_ns + FARTHEST_NS else 0)
+
+    def _is_forgettable(self, place: int, now_ns: int) -> bool:
+        number = self._words[place]
+        arrival, until = self._words[place + _ARRIVAL] ^ number, self._words[place + _BAN] ^ number
         return not (0 < arrival - now_ns <= FARTHEST_NS or 0 < until - now_ns <= FARTHEST_NS)
 
-    def _settle(self, entry: int, source: Source) -> None:
+    def _settle(self, place: int, source: Source) -> None:
         """Give the entry to ``source``. Its digest comes last: killed in between, we leave a free way."""
-        number = source.number
-        self._digests[entry] = 0
-        self._high[entry], self._low[entry] = struct.unpack("=QQ", source.key)
-        self._arrivals[entry] = self._strikes[entry] = self._bans[entry] = number  # 0, sealed
-        self._refused[entry] = 0
-        self._digests[entry] = number
+        number, words, cold = source.number, self._words, _cold(place)
+        words[place] = 0
+        self._high[cold], self._low[cold] = struct.unpack("=QQ", source.key)
+        words[place + _ARRIVAL] = words[place + _BAN] = self._strikes[cold] = number  # 0, sealed
+        self._refused[cold] = 0
+        words[place] = number
 
-    def _store_ban(self, entry: int, number: int, now_ns: int, until_ns: int, is_rehearsal: bool) -> None:
+    def _store_ban(self, place: int, number: int, now_ns: int, until_ns: int, is_rehearsal: bool) -> None:
         """The lowest bit says rehearsal. A ban that stands is not shortened, and no rehearsal takes its place."""
         until = min(until_ns, now_ns + FARTHEST_NS) >> 1 << 1 | is_rehearsal
-        standing = self._bans[entry] ^ number
+        standing = self._words[place + _BAN] ^ number
         if 0 < standing - now_ns <= FARTHEST_NS and not standing & 1 and (is_rehearsal or standing >= until):
             return
         # Before the ban, for it to be seen. Of two processes that are here at once the shorter ban may stay here, which
         # ends the longer with it; but bans of one configuration are equally long.
         self.last_ban[0] = max(self.last_ban[0], until)
-        self._bans[entry] = until ^ number
+        self._words[place + _BAN] = until ^ number
 
-    def _key(self, entry: int) -> bytes:
+    def _key(self, cold: int) -> bytes:
         """The key; empty where two processes took the entry at once and what stands there is a mixture."""
-        key = struct.pack("=QQ", self._high[entry], self._low[entry])
-        return key if digest_number(key) == self._digests[entry] else b""
+        key = struct.pack("=QQ", self._high[cold], self._low[cold])
+        place = cold // WAYS * _BUCKET_WORDS + cold % WAYS
+        return key if digest_number(key) == self._words[place] else b""
+
+
+def _cold(place: int) -> int:
+    """Where an entry's words are that are seldom needed, whose fields lie each in one piece."""
+    return place // _BUCKET_WORDS * WAYS + place % _BUCKET_WORDS
 
 
 def _changed(first: int, now: bytes, past: bytes) -> list[tuple[int, int]]:

@@ -75,7 +75,9 @@ class Terms:
     proxy_timeout: float = 5.0
     tls: ssl.SSLContext | None = None
     handshake_timeout: float = 10.0
+    event_loop: str = "auto"
     service_interval: float = 0.5
+    has_access_log: bool = False
     tick: float = 1.0
     """Between signs of life, and looks at what no descriptor tells: a lane that died, a listener made blocking by a
     stranger."""

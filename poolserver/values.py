@@ -140,6 +140,15 @@ def _workers(value: object) -> object:
     return value
 
 
+def _switch_or_path(value: object, info: ValidationInfo) -> object:
+    """Accept true, false, or the path of a file."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be true, false, or the path of a file")  # noqa: TRY004 - pydantic takes no TypeError
+    return _anchored(_sound(value), info)
+
+
 def _service_name(name: str) -> str:
     """Accept a name that can be part of a file name and of a log line; empty = derived."""
     if name and not NAME.fullmatch(name):
@@ -172,7 +181,7 @@ def from_text(annotation: Any, text: str) -> object:
     Returns ``text`` itself where it does not read as that type, or where the type reads text anyway: the
     model then accepts or refuses it, so that every refusal is worded in one place.
     """
-    if annotation is bool:
+    if bool in (annotation, *get_args(annotation)):
         return _FLAGS.get(text.lower(), text)
     if get_origin(annotation) is tuple:
         return _items(text)
@@ -231,4 +240,5 @@ WorkerCount = Annotated[
     int | Literal["auto"],
     BeforeValidator(_workers, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_WORKERS)] | Literal["auto"]),
 ]
+SwitchOrPath = Annotated[bool | str, BeforeValidator(_switch_or_path, json_schema_input_type=bool | str)]
 Urls = Annotated[tuple[FilledText, ...], Strict(False), AfterValidator(_filled)]

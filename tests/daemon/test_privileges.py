@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -174,6 +175,27 @@ def test_reload_that_would_need_root_fails_and_changes_nothing(daemon, place):
     served.signal(SIGHUP)
     wait_for(lambda: "cannot bind tcp://127.0.0.1:944: Permission denied" in served.log(), 10, "the reason")
     assert ask(served, b"hello\n") == b"hello\n"
+
+
+def test_key_that_only_root_may_read_is_read_before_root_is_given_up(daemon, place, pki):
+    """F14; a reload, which cannot read it again, changes nothing and says so, and check has said it before."""
+    options = (*pki.server_options(), "--set", "server.user=nobody")
+    served = daemon(ECHO, *options, bind="tls://127.0.0.1:0", cwd=place)
+    context = ssl.create_default_context(cafile=pki.ca)
+
+    def is_served() -> bool:
+        with connect(served) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as client:
+            client.sendall(b"hello")
+            return client.recv(100) == b"hello"
+
+    assert is_served()
+    served.signal(SIGHUP)
+    wait_for(lambda: "cannot be read: Permission denied" in served.log(), 10, "the reason")
+    assert is_served()
+    program = (sys.executable, "-m", "poolserver", "check")
+    checked = daemon(ECHO, *options, bind="tls://127.0.0.1:0", cwd=place, ready=False, program=program)
+    assert checked.wait() == 0, checked.log()
+    assert f"hazard: tls.key: nobody may not read {pki.server_key}" in checked.out_path.read_text()
 
 
 class TestRefusals:

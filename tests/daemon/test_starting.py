@@ -88,10 +88,24 @@ class TestFirstBoot:
         assert served.wait() == 78
         assert "was not accepting within timeouts.boot = 0.5 s" in served.log()
 
+    def test_one_whose_first_connection_hangs_is_ready_all_the_same(self, daemon):
+        """It waits in the queue before the start, and its handler holds the interpreter's lock at once: the worker
+        accepts, which is all that ready says. Else none would ever have started, and the service ended with 78."""
+        queue_one = (
+            "import os, socket, sys; listener = socket.create_server(('127.0.0.1', 0));"
+            "client = socket.create_connection(listener.getsockname()); client.sendall(b'freeze 60\\n');"
+            "os.dup2(listener.fileno(), 9); os.set_inheritable(client.fileno(), True);"
+            "os.execv(sys.executable, [sys.executable, '-m', 'poolserver', 'run', *sys.argv[1:]])"
+        )
+        served = daemon(
+            "handlers:OrderHandler", bind="fd://9", workers=1, program=(sys.executable, "-c", queue_one), ready=False
+        )
+        served.wait_ready()
+
 
 class TestSecondStart:
     def test_on_a_taken_port_fails_and_names_the_holder(self, daemon):
-        """The first goes on serving."""
+        """The first goes on serving (R26)."""
         first = daemon("handlers:LineHandler")
         second = daemon("handlers:LineHandler", bind=f"tcp://127.0.0.1:{first.port}", ready=False)
         assert second.wait() == 71
@@ -141,11 +155,11 @@ class TestSecondStart:
 
 
 class TestStandardError:
-    @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+    @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&- >&- 2>&-", "2> >(:)"])
     def test_that_cannot_be_written_stops_nobody(self, daemon, redirection):
-        """Full disk or closed: it serves, survives handlers that raise, and ends with 0."""
+        """Full disk, closed, a pipe that nobody has: it serves, survives handlers that raise, and ends with 0 (R20)."""
         blind = Blind(free_port())
-        program = ("/bin/sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "poolserver", "run")
+        program = ("/bin/bash", "-c", f'exec "$@" {redirection}', "bash", sys.executable, "-m", "poolserver", "run")
         served = daemon("handlers:OrderHandler", bind=blind.url, workers=1, program=program, ready=False)
         wait_for(lambda: served.process.poll() is not None or blind.is_up(), 20, "the first answer")
         for _ in range(5):

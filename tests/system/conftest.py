@@ -1,5 +1,6 @@
 """A real systemd for a test: booted as PID 1 of private namespaces, gone with the test, whatever happened in it."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -36,7 +37,7 @@ class Sandbox:
 
     python = "/run/venv/bin/python"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         environ = {"TMPDIR": str(folder), "PATH": os.environ["PATH"]}
         script = Path(__file__).with_name("sandbox.sh")
         binds = [f"{REPOSITORY}:/run/repo", f"{sys.prefix}:/run/venv"]
@@ -44,7 +45,7 @@ class Sandbox:
         self.log_path = folder / "console"
         with (folder / "script").open("wb") as said:
             self.script = subprocess.Popen(
-                [script, "-t", "600", "-l", self.log_path, *words, "--", "cat"],
+                [script, "-t", "600", "-l", self.log_path, *options, *words, "--", "cat"],
                 stdin=subprocess.PIPE,  # its end is the end of the sandbox
                 stdout=said,
                 stderr=said,
@@ -99,6 +100,11 @@ class Sandbox:
         """Signal a process inside."""
         self.run("kill", f"-{int(sig)}", pid)
 
+    def is_alive(self, pid: int) -> bool:
+        """Whether a process inside lives; an unburied one does not."""
+        found = self.run("ps", "-o", "stat=", "-p", pid, check=False).strip()
+        return bool(found) and not found.startswith("Z")
+
     def enter_network(self) -> None:
         """Let this thread's new sockets be of the sandbox's network. Source: setns(2)."""
         with Path(f"/proc/{self.init}/ns/net").open() as file:
@@ -146,10 +152,23 @@ class _Storm(Storm):
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     """A systemd of the test's own. It needs root; and then namespaces and Debian's systemd, or the test fails."""
+    with booted_sandbox() as booted:
+        yield booted
+
+
+@pytest.fixture
+def sandbox_with_journal() -> Iterator[Sandbox]:
+    """The same, and systemd-journald in it."""
+    with booted_sandbox("-j") as booted:
+        yield booted
+
+
+@contextlib.contextmanager
+def booted_sandbox(*options: str) -> Iterator[Sandbox]:
     if os.geteuid() != 0:
         pytest.skip("a systemd in namespaces needs root")
     with tempfile.TemporaryDirectory(prefix="pool-systemd-") as folder:
-        booted = Sandbox(Path(folder))
+        booted = Sandbox(Path(folder), *options)
         try:
             yield booted
         finally:

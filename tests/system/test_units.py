@@ -1,11 +1,14 @@
 """The units that we ship and those that ``poolserver unit`` prints, under a real systemd: the examples work in them."""
 
+import shutil
+import ssl
 import sys
 from pathlib import Path
 from signal import SIGKILL
 
 import pytest
 from clients import Served, connect, read_line, wait_for
+from pki import Pki
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 
@@ -13,6 +16,8 @@ URL = "tcp://127.0.0.1:20100"
 
 ECHO = "poolserver.examples.echo:EchoHandler"
 WEB = "poolserver.examples.web:HelloHandler"
+SECURE = "poolserver.examples.secure:SecureEchoHandler"
+TLS_URL = "tls://127.0.0.1:20100"
 
 COMMAND = "/run/venv/bin/python -m poolserver"
 
@@ -67,24 +72,45 @@ def install(sandbox, *names: str, instance: str = "") -> None:
             sandbox.unit(f"{name}.d/here.conf", SOCKETS)
 
 
-def get(sandbox, url: str) -> bytes:
-    """The status line of an answer."""
+def examine(sandbox, handler: str) -> None:
+    """See that the example does what it is for."""
 
     def ask() -> bytes:
-        with connect(Served(url)) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            return read_line(client).partition(b"\r\n")[0]
+        with connect(Served(URL), timeout=20) as client:
+            if handler == WEB:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            elif handler == SECURE:
+                context = ssl.create_default_context(cafile=sandbox.share / "ca.pem")
+                with context.wrap_socket(client, server_hostname="127.0.0.1") as secure:
+                    secure.sendall(b"hello\n")
+                    return read_line(secure)
+            else:
+                client.sendall(b"hello\n")
+            return read_line(client)
 
-    return sandbox.inside(ask)
+    expected = {WEB: b"HTTP/1.1 200 OK\r", SECURE: b"TLSv1.3", ECHO: b"hello"}
+    assert sandbox.inside(ask).startswith(expected[handler])
+
+
+def configure_tls(sandbox, path: Path, pki: Pki) -> None:
+    """The server's certificate and key, where the service can read them."""
+    for name in ("ca", "server", "server_key"):
+        shutil.copy(getattr(pki, name), sandbox.share / f"{name}.pem")
+        (sandbox.share / f"{name}.pem").chmod(0o644)
+    with path.open("a") as file:
+        file.write('[tls]\ncertificate = "/run/share/server.pem"\nkey = "/run/share/server_key.pem"\n')
 
 
 class TestShipped:
-    def test_echo_works_where_it_binds_itself(self, sandbox):
+    @pytest.mark.parametrize("handler", [ECHO, WEB, SECURE])
+    def test_examples_work_where_it_binds_itself(self, sandbox, pki, handler):
         """poolserver.service: a user of its own, no capability, ready when it serves."""
-        configure(sandbox, "poolserver", ECHO, URL)
+        path = configure(sandbox, "poolserver", handler, TLS_URL if handler == SECURE else URL)
+        if handler == SECURE:
+            configure_tls(sandbox, path, pki)
         install(sandbox, "poolserver.service", instance="poolserver")
         sandbox.systemctl("start", "poolserver")
-        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+        examine(sandbox, handler)
         pid = sandbox.main_pid("poolserver")
         status = sandbox.run("cat", f"/proc/{pid}/status")
         assert "Uid:\t0" not in status
@@ -94,16 +120,16 @@ class TestShipped:
             "env", "PYTHONPATH=/run/repo", *COMMAND.split(), "status", "--json", "-c", "/run/share/poolserver.toml"
         )
 
-    @pytest.mark.parametrize("handler", [ECHO, WEB])
-    def test_examples_work_behind_a_socket_without_a_network(self, sandbox, handler):
-        """poolserver@.service: the first client starts it; it could not make an internet socket."""
-        configure(sandbox, "hello", handler, "systemd:")
+    @pytest.mark.parametrize("handler", [ECHO, WEB, SECURE])
+    def test_examples_work_behind_a_socket_without_a_network(self, sandbox, pki, handler):
+        """poolserver@.service: the first client starts it; it could not make an internet socket. What speaks TLS is
+        named by its address, and adopted for it."""
+        path = configure(sandbox, "hello", handler, TLS_URL if handler == SECURE else "systemd:")
+        if handler == SECURE:
+            configure_tls(sandbox, path, pki)
         install(sandbox, "poolserver@.socket", "poolserver@.service")
         sandbox.systemctl("start", "poolserver@hello.socket")
-        if handler is WEB:
-            assert get(sandbox, URL) == b"HTTP/1.1 200 OK"
-        else:
-            assert sandbox.ask(URL, b"hello\n", timeout=20) == b"hello\n"
+        examine(sandbox, handler)
         pid = sandbox.main_pid("poolserver@hello")
         assert sandbox.run("readlink", f"/proc/{pid}/ns/net") != sandbox.run("readlink", "/proc/1/ns/net")
 
@@ -122,6 +148,21 @@ class TestShipped:
         assert sandbox.ask(URL, b"hello\n") == b"hello\n"
         assert sandbox.main_pid("poolserver") == first
         assert 'unknown key (did you mean "workers"?)' in sandbox.service_log()
+
+    def test_upgrade_is_possible_in_its_sandbox(self, sandbox):
+        """With everything that systemd forbids: the new master serves the same socket, as the unit's main process."""
+        configure(sandbox, "hello", ECHO, "systemd:")
+        install(sandbox, "poolserver@.socket", "poolserver@.service", instance="hello")
+        sandbox.systemctl("start", "poolserver@hello.socket")
+        examine(sandbox, ECHO)
+        first = sandbox.main_pid("poolserver@hello")
+        sandbox.run("env", "PYTHONPATH=/run/repo", *COMMAND.split(), "upgrade", "-c", "/run/share/hello.toml")
+        wait_for(lambda: not sandbox.is_alive(first), 20, "the old master's end")
+        assert sandbox.main_pid("poolserver@hello") not in (0, first)
+        examine(sandbox, ECHO)
+        assert sandbox.show("poolserver@hello", "ActiveState") == "active"
+        sandbox.systemctl("stop", "poolserver@hello.service")
+        assert sandbox.show("poolserver@hello", "Result") == "success"
 
     def test_wrong_configuration_is_mended_under_a_waiting_client(self, sandbox):
         """The service fails to start, its socket unit stays, and who waits there is answered in the end (R63)."""

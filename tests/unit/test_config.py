@@ -386,7 +386,7 @@ def test_all_errors_are_told_at_once(sources: Sources) -> None:
     assert sources.errors(text, environ, sokcet__nodelay="1", server__threads="1") == [
         'poolserver.toml:3: pool.wrokers: unknown key (did you mean "workers"?)',
         'poolserver.toml:6: timeout: unknown section or key (did you mean "timeouts"?)',
-        "poolserver.toml:9: log.backend: unknown key (known: level, format, file)",
+        "poolserver.toml:9: log.backend: unknown key (known: level, format, file, access)",
         '$POOLSERVER_POOL__TREADS: pool.treads: unknown key (did you mean "threads"?)',
         '--set: sokcet.nodelay: unknown section (did you mean "socket"?)',
         '--set: server.threads: unknown key (did you mean "pool.threads"?)',
@@ -710,7 +710,7 @@ def test_random_bytes_load_or_are_refused(tmp_path_factory: pytest.TempPathFacto
 @given(documents)
 @settings(deadline=None, max_examples=300)
 def test_random_tables_load_or_are_refused(tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]) -> None:
-    """Whatever tables TOML holds, the result is a configuration or a ConfigError, and keys have lines."""
+    """Whatever tables TOML holds, the result is a configuration or a ConfigError, and keys have lines (R40)."""
     text = written(document)
     tomllib.loads(text)
     path = tmp_path_factory.getbasetemp() / "tables.toml"

@@ -3,6 +3,7 @@
 from poolserver.admission import Limits
 from poolserver.door import Register
 from poolserver.networks import source_of
+from poolserver.sources import _cold
 
 NOW = 10**18
 
@@ -18,7 +19,8 @@ def test_worst_source_is_named_once_with_all_its_refusals() -> None:
         register.datagrams.refuse(sources[0], NOW)
     first = register.connections._find(sources[3])
     twin = first ^ 1  # another way of its bucket
-    for field in (register.connections._digests, register.connections._high, register.connections._low):
-        field[twin] = field[first]
-    register.connections._refused[twin] = 1
+    table = register.connections
+    for field, place in ((table._words, first), (table._high, _cold(first)), (table._low, _cold(first))):
+        field[place ^ 1] = field[place]
+    table._refused[_cold(twin)] = 1
     assert register.worst(Limits(), 3)[:2] == [("192.0.2.0", 6), ("192.0.2.3", 5)]

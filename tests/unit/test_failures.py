@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from poolserver import failures
 from poolserver.adapter import log_error
 from poolserver.failures import log_failure, log_line, log_stack, say_counted
-from poolserver.log import LineHandler, _Formatter
+from poolserver.lines import TextFormatter
+from poolserver.log import LineHandler
 from poolserver.repeats import LINE_BYTES, RATE, Repeats
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d{4} [A-Z]+ poolserver \[\d+\]: (?!forged).*")
@@ -30,7 +31,7 @@ class Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.handler = LineHandler(str(path))
-        self.handler.setFormatter(_Formatter())
+        self.handler.setFormatter(TextFormatter())
         self.renew()
 
     def renew(self) -> None:

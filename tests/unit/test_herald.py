@@ -31,7 +31,7 @@ class Scene:
         self.pool = Pool(Policy(2))
         self.manager = Manager(str(folder / "notify"), watchdog)
         self.snapshot = dict(SNAPSHOT)
-        self.herald = Herald(self.manager, self.pool, Health(10.0), lambda _now: self.snapshot)
+        self.herald = Herald(self.manager, self.pool, Health(lambda: 10.0), lambda _now: self.snapshot)
         self.pool.step(None, 0.0)
 
     def heard(self, now: float) -> list[str]:
@@ -95,7 +95,7 @@ def test_drain_is_told_once_and_extended_as_long_as_it_takes(scene: Scene) -> No
     scene.serve()
     scene.heard(0.0)
     scene.pool.step(Command.STOP, 1.0)
-    assert scene.heard(1.0) == ["STOPPING=1\nSTATUS=stopping"]
+    assert scene.heard(1.0) == ["STOPPING=1\nSTATUS=stopping\nEXTEND_TIMEOUT_USEC=15000000"]
     assert scene.heard(1.0 + EXTENSION_INTERVAL) == ["EXTEND_TIMEOUT_USEC=15000000"]
 
 
@@ -132,21 +132,21 @@ def test_watchdog_hears_nothing_once_all_that_is_ready_hangs_again_and_again(tmp
 class TestHealth:
     def test_workers_that_die_make_nobody_sick(self) -> None:
         """None lives long enough to prove anything, and yet none hangs: a restart would only do harm."""
-        health = Health(10.0)
+        health = Health(lambda: 10.0)
         assert all(health.look(now, has_hung=False, now=float(now)) for now in range(1000))
 
     def test_one_good_worker_is_enough(self) -> None:
         """Others hang and are replaced, again and again."""
-        health = Health(10.0)
+        health = Health(lambda: 10.0)
         assert all(health.look(0.0, has_hung=True, now=float(now)) for now in range(11, 1000))
 
     def test_replacements_that_prove_themselves_end_it(self) -> None:
         """They have been ready for longer than a hang goes unnoticed."""
-        health = Health(10.0)
+        health = Health(lambda: 10.0)
         assert health.look(None, has_hung=True, now=0.0)
         assert not health.look(25.0, has_hung=True, now=25.0)
         assert health.look(25.0, has_hung=False, now=35.1)
 
     def test_without_a_limit_nothing_hangs(self) -> None:
         """timeouts.worker = 0: no worker is ever found to hang."""
-        assert Health(0.0).look(None, has_hung=False, now=math.inf)
+        assert Health(lambda: 0.0).look(None, has_hung=False, now=math.inf)

@@ -147,7 +147,7 @@ def test_all_addresses_of_a_network_are_one_source() -> None:
         source_of((f"2001:db8::{number >> 16:x}:{number & 0xFFFF:x}", 1, 0, 0), 32, 64).key for number in range(100_000)
     }
     assert len(keys) == 1
-    assert networks._source_of_host.cache_info().currsize <= networks.CACHED_HOSTS
+    assert networks.source_of_host.cache_info().currsize <= networks.CACHED_HOSTS
 
 
 @given(ADDRESSES, st.integers(1, 32), st.integers(1, 128))
