@@ -102,8 +102,8 @@ class LoopCrew(Crew):
         if threading.current_thread() is self._thread:
             super().release_streams()
 
-    def watch_closely(self) -> None:
-        """As for lanes, whose crew looks itself."""
+    def watch_closely(self, *, if_full: bool = False) -> None:  # noqa: ARG002
+        """As for lanes, whose crew looks itself; on a loop nobody waits for a lane."""
         if not self._attendant.is_close:
             self._attendant.is_close = True
             self._floor.look_soon(0.0)

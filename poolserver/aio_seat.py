@@ -300,7 +300,7 @@ class Seat(Lane):
         self.deadline = self.next_look = math.inf
         self._row.end(end)
         if self._door is not None:
-            self._door.closed(self._row)
+            self._door.closed(self._row.number)
         self._floor.release(self)
 
     def _is_gone(self) -> bool:

@@ -35,7 +35,9 @@ _SIGNALS = """
 Signals to the master:
   TERM        stop gracefully: open connections have timeouts.graceful to finish
   INT, QUIT   stop now
+  HUP         reload: the configuration and the handler's code as they are now
   USR1        reopen the log file
+  USR2        upgrade: a new master on the same listeners takes over when it is ready
   TTIN, TTOU  one worker more, one less
 """
 
@@ -251,7 +253,11 @@ def reload(**where: Any) -> None:
 @cli.command(epilog=_EXIT_CODES)
 @_asking
 def upgrade(**where: Any) -> None:
-    """Start a new master on the same listeners; wait until it has taken over."""
+    """Start a new master on the same listeners, with whatever interpreter, poolserver, code and configuration the same
+    command line means by now; wait until it has taken over. The old one finishes its open connections.
+
+    Where it cannot serve nothing is changed.
+    """
     _order("upgrade", "a new master has taken over", **where)
 
 

@@ -109,10 +109,11 @@ class Crew:
         with self._lock:
             return bool(self.park or self.wakeups.has_passed_on or self._attendant.unsent)
 
-    def watch_closely(self) -> None:
-        """A lane takes a connection while others are parked, or it leaves and parks one: have it noticed soon."""
-        if not self._attendant.is_close:
-            self._attendant.is_close = True
+    def watch_closely(self, *, if_full: bool = False) -> None:
+        """A lane that leaves has parked a connection, or all have one while others are parked: be there soon."""
+        attendant = self._attendant
+        if not (attendant.is_close or (if_full and any(lane.request is None for lane in self._lanes))):
+            attendant.is_close = True
             self._wake()
 
     def hand_over(self, parked: Parked) -> None:
@@ -157,12 +158,9 @@ class Crew:
         ``hand_over``: other workers go on, and shall have those that are parked.
         """
         with self._lock:
-            if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
-                for station in self.stations.values():
-                    station.queued = queue_length(station.server.socket)
-                self.serves_queue = True
-            else:
-                self.serves_queue = False
+            self.serves_queue = serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING)
+            for station in self.stations.values() if self.serves_queue else ():
+                station.queued = queue_length(station.server.socket)
             self._attendant.drain(time.monotonic(), hand_over=hand_over)
             if self._phase is Phase.SERVING:
                 self._enter(Phase.DRAINING, within)
@@ -337,7 +335,7 @@ class Crew:
 
     def _replace(self, lane: Lane) -> None:
         del self._threads[lane]
-        self.door.closed(self._rows[lane.number])
+        self.door.closed(self._rows[lane.number].number)
         successor = Lane(lane.number, self, self._rows[lane.number])
         self._lanes[lane.number] = successor
         self._start_thread(successor)

@@ -16,7 +16,7 @@ from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
 from poolserver.parked import READY, Limits, Parked
-from poolserver.rows import Outcome, Quarters
+from poolserver.rows import BETWEEN, NEW, Outcome, Quarters
 from poolserver.station import Terms
 from poolserver.waits import Step, Verdict
 from poolserver.wakeups import Wakeups
@@ -58,11 +58,11 @@ class Park:
         self._ordinal = quarters.ordinal
         self._claims = claims
         self._lock = claims.lock
-        self._between = self._lent = 0
+        self._new = self._between = self._lent = 0
         self._sent: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return len(self.prefaces) + len(self.silent) + len(self.speaking) + len(self.between)
+        return self._new + self._between - self._lent
 
     def add(self, parked: Parked, lane: int) -> list[Parked]:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
@@ -318,8 +318,11 @@ class Park:
     def _publish(self, parked: Parked, change: int) -> None:
         if parked.is_between:
             self._between += change
+            self.row.parked(BETWEEN, self._between)
+        else:
+            self._new += change
+            self.row.parked(NEW, self._new)
         (self.crowd.come if change > 0 else self.crowd.leave)(parked.address)
-        self.row.parked(len(self) + self._lent - self._between, self._between)
 
     def _count(self, parked: Parked, lane: int) -> None:
         if parked.claim:

@@ -94,6 +94,7 @@ class Worker:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
         log.introduce(f"worker {self._seat.slot}", self._generation.name, self._seat.slot)
+        log.keep_prints_from_waiting()
         if self._seat.stacks_fd >= 0:
             stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
