@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,7 +14,7 @@ import poolserver
 
 project = "poolserver"
 author = "the poolserver authors"
-copyright = author  # noqa: A001 - Sphinx's name
+copyright = author
 release = version = poolserver.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -49,4 +50,5 @@ def fill_in(_app: Sphinx, _page: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.add_lexer("haproxy", TextLexer)
     app.connect("source-read", fill_in)

@@ -66,7 +66,13 @@ def test_a_reader_gets_from_an_empty_folder_to_a_service_that_survives(daemon, t
             continue
         module = ["-m", "poolserver"] if program == "poolserver" else []
         done = subprocess.run(
-            [sys.executable, *module, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, *module, *words],
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         output = (done.stdout + done.stderr).strip()
         assert re.fullmatch(expected(text), output, re.DOTALL), f"$ {what}\n{output}"
