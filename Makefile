@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests wait on facts, not on the processor, so a few more workers than cores is right.
 JOBS ?= 4
 
-.PHONY: run test test-library soak lint docs man bench bench-flood bench-parking clean
+.PHONY: run test test-library soak lint docs man bench bench-flood bench-parking bench-operations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,9 @@ bench-flood: $(STAMP) ## what floods do, here and to the stock recipes, and what
 
 bench-parking: $(STAMP) ## what connections that wait cost, and what lanes do meanwhile (needs wrk)
 	$(BIN)/python bench/parking.py
+
+bench-operations: $(STAMP) ## what it costs to watch a running server
+	$(BIN)/python bench/operations.py
 
 clean:
 	rm -rf .venv-* docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -253,7 +253,11 @@ def reload(**where: Any) -> None:
 @cli.command(epilog=_EXIT_CODES)
 @_asking
 def upgrade(**where: Any) -> None:
-    """Start a new master on the same listeners; wait until it has taken over."""
+    """Start a new master on the same listeners, with whatever interpreter, poolserver, code and configuration the same
+    command line means by now; wait until it has taken over. The old one finishes its open connections.
+
+    Where it cannot serve nothing is changed.
+    """
     _order("upgrade", "a new master has taken over", **where)
 
 

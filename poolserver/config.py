@@ -62,6 +62,11 @@ def environment() -> Mapping[str, str]:
     return dict(os.environ)
 
 
+def taken_out(variable: str) -> str:
+    """The value of an environment variable that is for this process alone, no child; "" = it is not set."""
+    return os.environ.pop(variable, "")
+
+
 def load(path: Path | None, environ: Mapping[str, str], options: Mapping[str, Option]) -> Loaded:
     """Gather the configuration from all its sources.
 

@@ -11,27 +11,41 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from poolserver import control, log, process, stacks
+from poolserver import log, process, rendezvous, stacks
 from poolserver.address import parse
 from poolserver.binding import bind_all
 from poolserver.companion import Companion
 from poolserver.control import ControlSocket
-from poolserver.errors import ConfigError
+from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError
+from poolserver.estate import PassedFile
 from poolserver.events import Event
+from poolserver.heir import Heir
 from poolserver.inquiry import Inquiry
 from poolserver.listener import Listener, Options
 from poolserver.metrics import Observer
 from poolserver.pool import Pool
 from poolserver.privileges import Account
 from poolserver.process import Process
+from poolserver.remote import Server
 from poolserver.scoreboard import Berth
 from poolserver.sections import Config
 from poolserver.snapshot import Snapshot
+from poolserver.upgrader import Passed
 
 _log = logging.getLogger("poolserver")
+
+MAX_PATH_BYTES = 107
+"""Source: unix(7), sun_path."""
+
+CONTROL_BACKLOG = 128
+"""Connections that the kernel keeps between two turns of the loop."""
+
+Find = Callable[[str, Options], Listener | None]
+"""The listener that another master has passed to us for what is called so, if it has."""
 
 METRICS_BACKLOG = 128
 """Scrapes and probes that wait, while the exporter is being started again, for one."""
@@ -47,17 +61,21 @@ class Supervisor(Protocol):
 class Console:
     """Runs in the master, from before its first fork. ``listeners`` are its own, not the service's."""
 
-    def __init__(self, name: str, asked: ControlSocket, metrics: Listener | None) -> None:
+    def __init__(self, settings: Config, asked: ControlSocket, metrics: Listener | None) -> None:
         self.listeners: Sequence[Listener] = [each for each in (asked.listener, metrics) if each is not None]
-        self._name = name
+        self._name = settings.server.service_name
+        self._control_key = _control_key(settings.control.socket, self._name)
         self._socket = asked
         self._metrics = metrics
+        self._metrics_url = settings.metrics.bind
         self._inquiry = Inquiry()
         self._examined_slots: dict[int, int] = {}
         self._exporter: Companion | None = None
 
-    def connect(self, pool: Pool, master: Supervisor, observer: Observer) -> None:
+    def connect(self, pool: Pool, master: Supervisor, observer: Observer, *, is_held: bool = False) -> None:
         """From here on questions are answered, and the exporter runs; the loop that takes them is about to begin.
+
+        ``is_held``: only from ``begin`` on, since another master answers as yet.
 
         Raises:
             SystemRefusedError: the exporter cannot be forked.
@@ -69,9 +87,32 @@ class Console:
         self._inquiry.on_done = self._told_stacks
         self._inquiry.on_examined = self._examined
         self._socket.serve({"status": lambda _asker: {"status": self._snapshot()}, "stacks": self._ask_stacks})
-        if self._metrics is not None:
+        if is_held:
+            self._socket.hold()
+        elif self._metrics is not None:
             self._exporter = Companion("metrics", self._fork_exporter, may_restart=not pool.policy.resident)
             self._exporter.start()
+
+    def begin(self) -> None:
+        """Answer now. The exporter starts in the loop's next turn, or later if it cannot."""
+        self._socket.begin()
+        if self._metrics is not None:
+            self._exporter = Companion("metrics", self._fork_exporter)
+
+    def take_over(self) -> None:
+        """The master before has let go."""
+        for listener in self.listeners:
+            listener.is_lent = False
+
+    def pass_control(self, passed: Passed) -> PassedFile | None:
+        """The control socket, for another master."""
+        found, on_taken = self._socket.listener, self._socket.hand_over
+        return passed.file(found.socket.fileno(), self._control_key, on_taken) if found else None
+
+    def pass_metrics(self, passed: Passed) -> PassedFile | None:
+        """The metrics' listener likewise."""
+        found = self._metrics
+        return passed.file(found.socket.fileno(), self._metrics_url, self._end_metrics) if found else None
 
     def worker_pipe(self, serial: int) -> contextlib.AbstractContextManager[int]:
         """The descriptor on which a worker that is about to be forked tells its stacks."""
@@ -111,6 +152,16 @@ class Console:
         self._inquiry.close()
         if self._exporter is not None:
             self._exporter.close()
+
+    def _end_metrics(self) -> None:
+        """Another master's exporter answers whoever asks from here on."""
+        if self._exporter is not None:
+            self._exporter.close()
+            self._exporter = None
+        if self._metrics is not None:
+            self._metrics.lend()
+            self._metrics.close()
+            self._metrics = None
 
     def _parts(self) -> Iterator[ControlSocket | Inquiry | Companion]:
         yield self._inquiry
@@ -166,17 +217,89 @@ class Console:
 
 
 @contextlib.contextmanager
-def opened(settings: Config, environ: Mapping[str, str]) -> Iterator[Console]:
-    """The console of a service, for the block.
+def control_socket(
+    configured: str,
+    name: str,
+    mode: int,
+    environ: Mapping[str, str],
+    owner: Account | None = None,
+    find: Find = lambda _path, _options: None,
+) -> Iterator[ControlSocket]:
+    """A control socket for the block; its file is removed after it. A stale file is replaced, a live server never.
+
+    Args:
+        configured: Its path; empty = the one that the server's name has by default. Where that cannot be used, as on a
+            read-only disk, nobody can connect, which is said: the service is worth more.
+        name: The server's.
+        mode: The file's permissions.
+        environ: Where default paths begin.
+        owner: Whose its file is to be; None = ours.
+        find: Gives the socket that another master has passed to us.
+
+    Raises:
+        SystemRefusedError: a server answers there already, which is named; or the configured path cannot be used.
+    """
+    path = Path(configured) if configured else rendezvous.default_path(name, environ, os.geteuid())
+    options = Options(backlog=CONTROL_BACKLOG, unix_mode=mode, owner=owner)
+    control = ControlSocket(
+        find(_control_key(configured, name), options) or _bound(path, options, is_default=not configured), name
+    )
+    try:
+        yield control
+    finally:
+        control.close()
+
+
+def _control_key(configured: str, name: str) -> str:
+    """What is the same for a master and its heir, whose default path may be another: it may have given up root."""
+    return configured or f"the default of {name}"
+
+
+def _bound(path: Path, options: Options, *, is_default: bool) -> Listener | None:
+    try:
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+            raise SystemRefusedError(f"{path} is longer than the {MAX_PATH_BYTES} bytes that a socket's path may have")
+        if is_default:
+            rendezvous.make_folder(path.parent, for_another=options.owner is not None)
+        (listener,) = bind_all([f"unix:{path}"], options)
+    except (OSError, PoolserverError) as error:
+        if who := _owner_of(path):
+            text = f"{who} answers at {path} already: give this one another server.name, or its own control.socket"
+            raise SystemRefusedError(text) from error
+        if not is_default:
+            raise SystemRefusedError(f"control.socket: {error}") from error
+        _log.warning("no control socket, so signals alone are obeyed; set control.socket: %s", error)
+        return None
+    return listener
+
+
+def _owner_of(path: Path) -> str:
+    try:
+        with Server.at(path) as server:
+            return str(server)
+    except PoolserverError:
+        return ""  # the reason is another, or who holds it is no server of ours
+
+
+def _nobody(_name: str, _options: Options) -> Listener | None:
+    """No master has passed us anything."""
+    return None
+
+
+@contextlib.contextmanager
+def opened(settings: Config, environ: Mapping[str, str], heir: Heir | None = None) -> Iterator[Console]:
+    """The console of a service, for the block. An ``heir`` has the sockets of the master before.
 
     Raises:
         ConfigError: the metrics' address is none, or the extra is missing.
-        SystemRefusedError: it cannot be bound; or as ``control.opened``.
+        SystemRefusedError: it cannot be bound; or as ``control_socket``.
     """
     name, section = settings.server.service_name, settings.control
     owner = Account.named(settings.server.user, settings.server.group)
-    with control.opened(section.socket, name, section.mode, environ, owner) as asked, _metrics(settings) as metrics:
-        console = Console(name, asked, metrics)
+    find = heir.control if heir is not None else _nobody
+    controlled = control_socket(section.socket, name, section.mode, environ, owner, find)
+    with controlled as asked, _metrics(settings, heir.metrics if heir is not None else _nobody) as metrics:
+        console = Console(settings, asked, metrics)
         try:
             yield console
         finally:
@@ -184,12 +307,13 @@ def opened(settings: Config, environ: Mapping[str, str]) -> Iterator[Console]:
 
 
 @contextlib.contextmanager
-def _metrics(settings: Config) -> Iterator[Listener | None]:
+def _metrics(settings: Config, find: Find) -> Iterator[Listener | None]:
     if not settings.metrics.bind:
         yield None
         return
     check_metrics(settings)
-    (bound,) = bind_all([settings.metrics.bind], Options(backlog=METRICS_BACKLOG))
+    url, options = settings.metrics.bind, Options(backlog=METRICS_BACKLOG)
+    bound = find(url, options) or bind_all([url], options)[0]
     _log.info("metrics on %s", bound.url)
     try:
         yield bound

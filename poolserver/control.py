@@ -7,7 +7,6 @@ The server half, which runs in the master's loop and never waits for a client; t
 command means is the pool's affair.
 """
 
-import contextlib
 import json
 import logging
 import math
@@ -16,17 +15,11 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 
-from poolserver import rendezvous
-from poolserver.binding import bind_all
 from poolserver.commands import CONTROL_COMMANDS
-from poolserver.errors import PoolserverError, SystemRefusedError
 from poolserver.events import Asked, Event
-from poolserver.listener import Listener, Options
-from poolserver.privileges import Account
-from poolserver.remote import Server
+from poolserver.listener import Listener
 
 _log = logging.getLogger("poolserver")
 
@@ -39,14 +32,8 @@ MAX_REQUEST_BYTES = 4096
 PATIENCE = 5.0
 """Seconds that a client has to make its request, and again to take the reply."""
 
-BACKLOG = 128
-"""Connections that the kernel keeps between two turns of the loop."""
-
 PAUSE = 0.1
 """Seconds without accepting when descriptors have run out: the listener stays ready, and would spin the loop."""
-
-MAX_PATH_BYTES = 107
-"""Source: unix(7), sun_path."""
 
 MAX_ACCEPTED = 64
 """Connections taken in one turn: a thousand that come at once must not keep the workers waiting."""
@@ -146,6 +133,21 @@ class ControlSocket:
         if client is not None and client.is_waiting:
             client.is_waiting = False
             self._reply(asker, client, _line(ok, reason, **more), time.monotonic())
+
+    def hold(self) -> None:
+        """Let who comes wait, until ``begin``: another master answers as yet."""
+        self._paused_until = math.inf
+
+    def begin(self) -> None:
+        """From here on who comes is answered here."""
+        self._paused_until = 0.0
+
+    def hand_over(self) -> None:
+        """Another master answers whoever comes from here on."""
+        if self.listener is not None:
+            self.listener.lend()
+            self.listener.close()
+            self.listener = None
 
     def close(self) -> None:
         """The end of the service. What was answered is on its way; whoever still waits sees the end of file."""
@@ -279,54 +281,3 @@ def _line(ok: bool, reason: str, **more: object) -> bytes:
 def _is_allowed(sock: socket.socket) -> bool:
     _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return uid in (0, os.geteuid())
-
-
-@contextlib.contextmanager
-def opened(
-    configured: str, name: str, mode: int, environ: Mapping[str, str], owner: Account | None = None
-) -> Iterator[ControlSocket]:
-    """A control socket for the block; its file is removed after it. A stale file is replaced, a live server never.
-
-    Args:
-        configured: Its path; empty = the one that the server's name has by default. Where that cannot be used, as on a
-            read-only disk, nobody can connect, which is said: the service is worth more.
-        name: The server's.
-        mode: The file's permissions.
-        environ: Where default paths begin.
-        owner: Whose its file is to be; None = ours.
-
-    Raises:
-        SystemRefusedError: a server answers there already, which is named; or the configured path cannot be used.
-    """
-    control = ControlSocket(_bound(configured, name, mode, environ, owner), name)
-    try:
-        yield control
-    finally:
-        control.close()
-
-
-def _bound(configured: str, name: str, mode: int, environ: Mapping[str, str], owner: Account | None) -> Listener | None:
-    path = Path(configured) if configured else rendezvous.default_path(name, environ, os.geteuid())
-    try:
-        if len(os.fsencode(path)) > MAX_PATH_BYTES:
-            raise SystemRefusedError(f"{path} is longer than the {MAX_PATH_BYTES} bytes that a socket's path may have")
-        if not configured:
-            rendezvous.make_folder(path.parent, for_another=owner is not None)
-        (listener,) = bind_all([f"unix:{path}"], Options(backlog=BACKLOG, unix_mode=mode, owner=owner))
-    except (OSError, PoolserverError) as error:
-        if who := _owner_of(path):
-            text = f"{who} answers at {path} already: give this one another server.name, or its own control.socket"
-            raise SystemRefusedError(text) from error
-        if configured:
-            raise SystemRefusedError(f"control.socket: {error}") from error
-        _log.warning("no control socket, so signals alone are obeyed; set control.socket: %s", error)
-        return None
-    return listener
-
-
-def _owner_of(path: Path) -> str:
-    try:
-        with Server.at(path) as server:
-            return str(server)
-    except PoolserverError:
-        return ""  # the reason is another, or who holds it is no server of ours

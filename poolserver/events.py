@@ -86,6 +86,24 @@ class NotPrepared:
 
 
 @dataclass(frozen=True, slots=True)
+class SuccessorReady:
+    """The master that an upgrade started serves, and has what only one can: the old workers may leave.
+
+    ``has_all``: it serves every listener, too, and takes who is parked; what it has not goes with us.
+    """
+
+    pid: int
+    has_all: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SuccessorFailed:
+    """It could not be started, or has ended. ``reason`` may have further lines."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """An operator asked through the control socket, and waits for the truth. ``number`` is for ``SCALE``."""
 
@@ -108,6 +126,8 @@ Event = (
     | ListenerLost
     | Prepared
     | NotPrepared
+    | SuccessorReady
+    | SuccessorFailed
     | Command
     | Asked
     | None
@@ -170,6 +190,21 @@ class Withdraw:
 
 
 @dataclass(frozen=True, slots=True)
+class StartSuccessor:
+    """Start a new master on the same listeners; answered by ``SuccessorReady`` or ``SuccessorFailed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndSuccessor:
+    """The new master is not wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depart:
+    """The new master has taken over: let go of what it has, and of all other listeners."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReopenLogs:
     pass
 
@@ -219,6 +254,9 @@ Action = (
     | Commit
     | Abandon
     | Withdraw
+    | StartSuccessor
+    | EndSuccessor
+    | Depart
     | ReopenLogs
     | Say
     | Answer

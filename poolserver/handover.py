@@ -8,11 +8,12 @@ import ast
 import json
 import logging
 import os
+import secrets
 import select
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,10 @@ VERSION = 1
 MAX_MESSAGE_BYTES = 2048
 """An address and a URL are a few hundred bytes at most: a Unix socket's path is 108."""
 
+
+FAMILY = secrets.token_hex(8)
+"""Who shares memory with us: all that were forked since this was imported. After an upgrade, connections come from
+another family, which counts its own: they claim no place here."""
 
 _DESCRIPTOR = struct.Struct("i")
 
@@ -59,6 +64,16 @@ class Pairs:
     @classmethod
     def open(cls) -> "Pairs":
         return cls(Pair.open(), Pair.open())
+
+    @classmethod
+    def passed(cls, sockets: Sequence[socket.socket]) -> "Pairs":
+        """Those of the master before, as ``sockets`` gave them: what is on its way in them is not lost."""
+        return cls(Pair(*sockets[:2]), Pair(*sockets[2:]))
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """All ends."""
+        return [self.ready.reading, self.ready.writing, self.waiting.reading, self.waiting.writing]
 
     def close(self) -> None:
         self.ready.close()
@@ -97,6 +112,8 @@ class Intake:
         place = -1
         try:
             told = _understood(text)
+            if told["family"] != FAMILY:
+                told |= {"place": -1, "claim": 0}
             place = int(told["place"])
             return Arrival(self._parked(told, fds), place)
         except (ValueError, KeyError, TypeError, SyntaxError) as error:
@@ -148,6 +165,7 @@ def send(pair: Pair, parked: Parked, place: int) -> bool:
     """
     told = {
         "version": VERSION,
+        "family": FAMILY,
         "url": parked.station.url,
         "peer": repr(parked.address),  # which tells a tuple from a list and bytes from text
         "age": time.monotonic() - parked.since,

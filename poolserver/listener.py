@@ -59,10 +59,12 @@ class Listener:
     is_adopted: bool = False
     is_kept: bool = False
     """systemd holds it too, for a master that comes after this one."""
+    is_lent: bool = False
+    """Another master has it too, and goes on with it, as far as we know: at an upgrade."""
+    is_outdated: bool = False
+    """The socket does not have these options yet."""
     _made_by: int = 0
     _inode: tuple[int, int] | None = field(default=None)
-    _is_outdated: bool = False
-    """The socket does not have these options yet."""
 
     @property
     def url(self) -> str:
@@ -79,16 +81,20 @@ class Listener:
 
     def with_options(self, options: Options) -> "Listener":
         """The same socket under other options, for the generation to come; ``apply_options`` at its commit."""
-        return self if options == self.options else replace(self, options=options, _is_outdated=True)
+        return self if options == self.options else replace(self, options=options, is_outdated=True)
+
+    def lend(self) -> None:
+        """Another master has it, and goes on with it."""
+        self.is_lent = True
 
     def apply_options(self) -> None:
         """What a listener that stays can change: what accepted sockets inherit, its backlog, its file's mode.
 
         A connection in its queue, or an old worker's next one, may have the new options already: none is worse off.
         """
-        if not self._is_outdated:
+        if not self.is_outdated:
             return
-        self._is_outdated = False
+        self.is_outdated = False
         try:
             set_inherited_options(self.socket, self.address, self.options)
             if self.options.receive_buffer:
@@ -103,10 +109,10 @@ class Listener:
     def close_door(self) -> None:
         """Take no new connections into the accept queue, so that serving what is in it comes to an end.
 
-        Not for one that was passed, or is kept: it is one object with theirs, who may go on using it.
+        Not for one that was passed, is kept or lent: it is one object with theirs, who may go on using it.
         Source: measured, 14–36 resets in six stops without it, 1–2 with it.
         """
-        if self.is_stream and not (self.is_adopted or self.is_kept):
+        if self.is_stream and not (self.is_adopted or self.is_kept or self.is_lent):
             with contextlib.suppress(OSError):  # shut down by a handler: then nothing comes in anyway
                 self.socket.listen(0)
                 if self.address.is_tcp:
@@ -114,7 +120,7 @@ class Listener:
 
     def close(self) -> None:
         """Close it; remove the Unix socket's file if it is still the one that this process made."""
-        if self._inode is not None and self._made_by == os.getpid():
+        if self._inode is not None and self._made_by == os.getpid() and not self.is_lent:
             unlink_if_ours(str(self.address.sockaddr), self._inode)
             self._inode = None
         self.socket.close()

@@ -23,7 +23,9 @@ from poolserver.events import (
     Answer,
     CloseDoor,
     Commit,
+    Depart,
     Ending,
+    EndSuccessor,
     Event,
     Examine,
     Finish,
@@ -34,12 +36,23 @@ from poolserver.events import (
     Say,
     Send,
     Start,
+    StartSuccessor,
     Withdraw,
     WorkerBooted,
     WorkerExited,
     WorkerReady,
 )
-from poolserver.parties import Attendant, Desk, NoDesk, NoSuccession, Spawn, Succession, WorkerHandle
+from poolserver.parties import (
+    Attendant,
+    Desk,
+    NoDesk,
+    NoSuccession,
+    NoUpgrader,
+    Spawn,
+    Succession,
+    Upgrader,
+    WorkerHandle,
+)
 from poolserver.pool import Pool
 from poolserver.process import Report
 from poolserver.scoreboard import Berth, Scoreboard
@@ -68,6 +81,7 @@ class Master:
         register: Register,
         tally: Tally,
         succession: Succession | None = None,
+        upgrader: Upgrader | None = None,
         attendants: Sequence[Attendant] = (),
     ) -> None:
         self._pool = pool
@@ -79,6 +93,7 @@ class Master:
         self._register = register
         self._tally = tally
         self._succession = succession or NoSuccession()
+        self._upgrader = upgrader or NoUpgrader()
         self._attendants = attendants
         self._desk: Desk = NoDesk()
         self._workers: dict[int, tuple[WorkerHandle, Berth]] = {}
@@ -216,7 +231,7 @@ class Master:
         return None
 
     def _change(self, action: Action) -> Event:
-        """The steps of a reload."""
+        """The steps of a reload, and of an upgrade."""
         match action:
             case Prepare():
                 return self._succession.prepare()
@@ -226,6 +241,12 @@ class Master:
                 self._succession.abandon()
             case Withdraw():
                 self._succession.withdraw()
+            case StartSuccessor():
+                return self._upgrader.start()
+            case EndSuccessor():
+                self._upgrader.end()
+            case Depart():
+                self._upgrader.depart()
         return None
 
     def _start(self, action: Start) -> Event:

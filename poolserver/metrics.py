@@ -13,21 +13,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import __version__
+from poolserver import __version__, reload
 from poolserver.door import Register
 from poolserver.listener import Listener
 from poolserver.networks import key_text, source_of
 from poolserver.pool import Pool
 from poolserver.queues import queue_of
-from poolserver.reload import Reload
 from poolserver.rows import DURATION_BOUNDS, MAX_COUNT, LaneState
 from poolserver.scoreboard import Berth, CrewReading, LaneReading, Scoreboard
 from poolserver.snapshot import (
     REFUSALS,
     TIMEOUTS,
+    Attempt,
     Durations,
     LaneStatus,
-    LastReload,
     ListenerStatus,
     ParkedStatus,
     PoolStatus,
@@ -121,7 +120,8 @@ class Observer:
             totals=self._totals(pool),
             durations=self._durations(),
             sources=self._sources(workers, berths, now),
-            last_reload=_last_reload(pool.reload, now),
+            last_reload=_attempt(pool.reload.last, now),
+            last_upgrade=_attempt(pool.upgrade.last, now),
         )
 
     def _pool(self, pool: Pool, workers: Iterable[WorkerStatus], parked: int) -> PoolStatus:
@@ -224,9 +224,8 @@ def _state(pool: Pool, workers: Iterable[WorkerStatus]) -> str:
     return pool.state.value if is_whole else "degraded"
 
 
-def _last_reload(reload: Reload, now: float) -> LastReload | None:
-    last = reload.last
-    return None if last is None else LastReload(ok=last.ok, reason=last.reason, at=time.time() - (now - last.at))
+def _attempt(last: reload.Attempt | None, now: float) -> Attempt | None:
+    return None if last is None else Attempt(ok=last.ok, reason=last.reason, at=time.time() - (now - last.at))
 
 
 def _vacancy(slot: int) -> WorkerStatus:

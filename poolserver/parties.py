@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
-from poolserver.events import Event, NotPrepared, Prepared, Start
+from poolserver.events import Event, NotPrepared, Prepared, Start, SuccessorFailed
 from poolserver.process import Report
 from poolserver.scoreboard import Berth
 
@@ -47,6 +47,26 @@ class NoSuccession:
         """Never."""
 
     abandon = withdraw = commit
+
+
+class Upgrader(Protocol):
+    """How one master follows another. Nothing here waits, either."""
+
+    def start(self) -> Event: ...
+    def end(self) -> None: ...
+    def depart(self) -> None: ...
+
+
+class NoUpgrader:
+    """In a library call: what is served is the caller's."""
+
+    def start(self) -> SuccessorFailed:
+        return SuccessorFailed("a server object cannot be upgraded")
+
+    def end(self) -> None:
+        """Never."""
+
+    depart = end
 
 
 class Attendant(Protocol):

@@ -24,12 +24,12 @@ _TRIES = 16
 
 
 class PidFile:
-    """Owns the descriptor, and the file while it is the one at the path. Runs in the master."""
+    """Owns the descriptor; from the first ``write`` on the file, too, while it is the one there. Runs in the master."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
-        self._pid = os.getpid()
+        self._pid = 0
         process.withhold(fd)
 
     @classmethod
@@ -67,6 +67,8 @@ class PidFile:
 
     def close(self) -> None:
         """The service ends: remove the file, or leave an empty one where its folder is root's."""
+        if self._fd < 0:
+            return
         if self._pid == os.getpid() and _is_at(self.path, self._fd):
             try:
                 Path(self.path).unlink()
@@ -79,6 +81,7 @@ class PidFile:
         """Another process has it now, by a copy of the descriptor."""
         process.release(self._fd)
         os.close(self._fd)
+        self._fd = -1
 
 
 def _opened(path: str, owner: Account | None) -> int:

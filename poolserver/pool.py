@@ -16,7 +16,9 @@ from poolserver.events import (
     Announce,
     Asked,
     CloseDoor,
+    Depart,
     Ending,
+    EndSuccessor,
     Event,
     Finish,
     ListenerLost,
@@ -25,6 +27,9 @@ from poolserver.events import (
     Prepared,
     ReopenLogs,
     Send,
+    StartSuccessor,
+    SuccessorFailed,
+    SuccessorReady,
 )
 from poolserver.states import Happening, PoolState, Scaling, Slot, WorkerState
 from poolserver.turnover import Turnover
@@ -71,6 +76,7 @@ class Pool(Turnover):
         self._start_due()
         self._begin_reload()
         self.settle_reload()
+        self._settle_upgrade()
         self._settle_scaling()
         self._settle()
         return self._actions
@@ -86,6 +92,7 @@ class Pool(Turnover):
             times.append(self._scaling.deadline)
         if not self.is_replaced:
             times.append(self.reload.deadline)
+        times.append(self.upgrade.deadline)
         earliest = min(times, default=math.inf)
         return None if earliest == math.inf else earliest
 
@@ -102,6 +109,10 @@ class Pool(Turnover):
                 self.prepared(event)
             case NotPrepared(reason):
                 self.do(self.reload.end(self._now, f"reload failed, nothing is changed: {reason}"))
+            case SuccessorReady():
+                self._depart(event)
+            case SuccessorFailed(reason):
+                self._upgrade_failed(reason)
             case _:
                 self.take_fact(event)
 
@@ -136,6 +147,9 @@ class Pool(Turnover):
     def _give_up_waiting(self) -> None:
         """What was asked for and has not happened will not."""
         self._give_up_scaling("the service is stopping")
+        if self.upgrade.is_running:
+            self._actions.append(EndSuccessor())
+            self.do(self.upgrade.end(self._now, "upgrade given up: the service is stopping"))
         if self.reload.prepared is not None:
             self._actions.append(Abandon())
         for worker in [each for each in self.workers.values() if each.state is WorkerState.CANARY]:
@@ -175,6 +189,8 @@ class Pool(Turnover):
             return "the service is stopping"
         if self.reload.is_running:
             return "a reload is under way, and sets the number of workers itself"
+        if self.upgrade.is_running:
+            return "an upgrade is under way"
         if not 1 <= number <= self.policy.most_workers:
             return f"want 1 to {self.policy.most_workers} workers"
         return ""
@@ -199,13 +215,15 @@ class Pool(Turnover):
     def _reload(self, asked: Asked) -> None:
         if self.is_leaving:
             self.refuse(asked, "cannot reload: the service is stopping")
+        elif self.upgrade.is_running:
+            self.refuse(asked, "cannot reload: an upgrade is under way")
         else:
             self.reload.ask(asked.asker, self._now)
 
     @property
     def _may_reload(self) -> bool:
         """Not before one worker has shown what works now."""
-        return self._was_ever_ready and not self.is_leaving
+        return self._was_ever_ready and not (self.is_leaving or self.upgrade.is_running)
 
     def _begin_reload(self) -> None:
         if self._may_reload and self.reload.due <= self._now:
@@ -222,8 +240,50 @@ class Pool(Turnover):
                 self._actions.append(Send(worker.serial, Order.REOPEN))
         self.answer(asked.asker)
 
+    # Upgrade
+
     def _upgrade(self, asked: Asked) -> None:
-        self.refuse(asked, f"{asked.command.value} is not in this version; restart to apply changes")
+        if reason := self._why_not_upgrade():
+            self.refuse(asked, f"cannot upgrade: {reason}")
+            return
+        self.say("INFO", "upgrade: starting a new master on the same listeners")
+        self.upgrade.begin(asked.asker, self._now + self.policy.boot_timeout)
+        self._actions.append(StartSuccessor())
+
+    def _why_not_upgrade(self) -> str:
+        if self.policy.resident:
+            return "everything runs in this one process (workers = 0)"
+        if self.is_leaving:
+            return "the service is stopping"
+        if self.upgrade.is_running:
+            return "another upgrade is under way"
+        if self.reload.is_running:
+            return "a reload is under way"
+        return "" if self._was_ever_ready else "the service is starting"
+
+    def _depart(self, successor: SuccessorReady) -> None:
+        """Another master serves. Ours finish what they have; who is queued on a listener that goes on is its affair."""
+        if not self.upgrade.is_running:
+            return
+        self.say("INFO", f"upgrade done: the new master has pid {successor.pid}; leaving")
+        self._stage = PoolState.DRAINING
+        if not successor.has_all:
+            self._actions.append(Depart())  # closes doors, so that the queues to be served come to an end
+        for worker in list(self.workers.values()):
+            self.retire(worker, Order.RETIRE if successor.has_all else Order.DRAIN)
+        if successor.has_all:
+            self._actions.append(Depart())
+        self.do(self.upgrade.end(self._now))
+        self._give_up_waiting()
+
+    def _upgrade_failed(self, reason: str) -> None:
+        if self.upgrade.is_running:
+            self.do(self.upgrade.end(self._now, f"upgrade failed, nothing is changed: {reason}"))
+
+    def _settle_upgrade(self) -> None:
+        if self.upgrade.deadline <= self._now:
+            self._actions.append(EndSuccessor())
+            self._upgrade_failed(f"the new master did not serve within timeouts.boot = {self.policy.boot_timeout:g} s")
 
     @property
     def _may_start(self) -> bool:

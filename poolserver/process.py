@@ -11,11 +11,12 @@ import enum
 import gc
 import itertools
 import os
+import resource
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from poolserver import signals
 from poolserver.errors import SystemRefusedError
@@ -144,11 +145,15 @@ class Process:
             self._report_fd = -1
 
 
-def fork(body: Callable[[int], int]) -> Process:
+def fork(body: Callable[[int], int], *, keep: Collection[int] = ()) -> Process:
     """Start a child that runs ``body(report_fd)`` and leaves with the status it returns, by ``os._exit``.
 
     The body starts with every signal blocked, so that none meets the parent's handlers in the child; it must reset
     and unblock them. ``os._exit``: the parent's atexit hooks, temporary directories and buffers are not the child's.
+
+    Args:
+        body: What it does.
+        keep: What it gets though it is withheld from every other child.
 
     Raises:
         SystemRefusedError: fork(2) failed (EAGAIN: too many processes; ENOMEM) or no descriptor is left.
@@ -165,7 +170,7 @@ def fork(body: Callable[[int], int]) -> Process:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _run_child(body, report_read, report_write)
+            _run_child(body, report_read, report_write, keep)
     except OSError as error:
         os.close(report_read)
         raise SystemRefusedError(f"fork failed: {error.strerror}") from error
@@ -235,6 +240,17 @@ def die_with(parent_pid: int) -> None:
         os._exit(0)
 
 
+def outlive_parent() -> None:
+    """As ever again, after ``die_with``."""
+    _libc.prctl(1, 0, 0, 0, 0)
+
+
+def die_by(signum: int) -> None:
+    """End this process by a signal that does so by default, without a core of its own."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.kill(os.getpid(), signum)
+
+
 def fork_count() -> int:
     """How many forks lie between the import of this module and this process."""
     return _Forks.count
@@ -282,11 +298,11 @@ def frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _run_child(body: Callable[[int], int], report_read: int, report_write: int) -> None:
+def _run_child(body: Callable[[int], int], report_read: int, report_write: int, keep: Collection[int]) -> None:
     status = 1
     try:
         os.close(report_read)
-        for fd in _withheld:
+        for fd in _withheld.difference(keep):
             os.close(fd)
         _withheld.clear()
         status = body(report_write)

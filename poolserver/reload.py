@@ -28,8 +28,8 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class LastReload:
-    """How a reload ended. ``at`` is in monotonic seconds; ``reason`` is why it failed."""
+class Attempt:
+    """How a reload or an upgrade ended. ``at`` is in monotonic seconds; ``reason`` is why it failed."""
 
     ok: bool
     reason: str
@@ -49,7 +49,7 @@ class Reload:
     """When all workers must have been replaced."""
     reloads: int = 0
     reloads_failed: int = 0
-    last: LastReload | None = None
+    last: Attempt | None = None
     _askers: list[int] = field(default_factory=list)
     _waiting: list[int] = field(default_factory=list)
     _due: float = math.inf
@@ -99,7 +99,7 @@ class Reload:
         answers: list[Action] = [Answer(asker, not failure, failure) for asker in self._askers if asker != NOBODY]
         self.reloads += not failure
         self.reloads_failed += bool(failure)
-        self.last = LastReload(not failure, failure, now)
+        self.last = Attempt(not failure, failure, now)
         self.phase, self.prepared, self.deadline, self._askers = Phase.NONE, None, math.inf, []
         return [say, *answers]
 

@@ -12,6 +12,7 @@ from poolserver.commands import Order
 from poolserver.events import NOBODY, Action, Answer, Asked, Say, Send, Start, Withdraw
 from poolserver.reload import Reload
 from poolserver.states import Policy, PoolState, Slot, Worker, WorkerState
+from poolserver.upgrade import Upgrade
 
 RESPAWNS_PER_SECOND = 20
 """Replacements of workers that had been ready, for the whole pool: a poisonous request neither empties it nor burns
@@ -35,6 +36,7 @@ class Roster:
     respawns: int = 0
     """Replacements of workers that died or hung; planned ones (a reload, recycling) are not counted."""
     reload: Reload = field(default_factory=Reload)
+    upgrade: Upgrade = field(default_factory=Upgrade)
     _stage: PoolState = PoolState.STARTING
     _next_serial: int = 1
     _recent: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=RESPAWNS_PER_SECOND))

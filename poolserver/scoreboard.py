@@ -5,7 +5,7 @@ No locks: a killed worker could hold one for ever. Every field is one aligned 8-
 """
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poolserver.crowds import Crowds
@@ -200,6 +200,14 @@ class Scoreboard:
         living = self.counted(self._berths)
         self._told = {name: max(self._told[name], self.totals[name] + living[name]) for name in COUNTERS}
         return dict(self._told)
+
+    def add(self, totals: Mapping[str, int], durations: Sequence[int]) -> None:
+        """Count what another master's workers have counted, as of those that are gone. Of another version's counters,
+        those that we have."""
+        for name in COUNTERS:
+            self.totals[name] += totals.get(name, 0)
+        if len(durations) == len(self._took):
+            self._took = [own + more for own, more in zip(self._took, durations, strict=True)]
 
     def durations(self) -> list[int]:
         """How many handlers took how long since the service started, by the bounds of ``rows.DURATION_BOUNDS``; and the

@@ -7,37 +7,38 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
 from poolserver import config, console, generation, handlers, log, process, shortage, signals
+from poolserver.binding import Group
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
 from poolserver.console import Console
-from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import UsageError
-from poolserver.events import Start
-from poolserver.generation import Generation, Succession
 from poolserver.handover import Pairs
+from poolserver.heir import Heir
 from poolserver.herald import Health, Herald
-from poolserver.listener import Listener
+from poolserver.legacy import Legacy
+from poolserver.listener import Listener, Options
 from poolserver.master import Master
 from poolserver.metrics import Observer
-from poolserver.parties import Attendant, Spawn, WorkerHandle
+from poolserver.parties import Attendant, Spawn
 from poolserver.pool import Pool
 from poolserver.portions import allowance_of, policy_of
 from poolserver.recycling import Recycler
-from poolserver.resident import Resident
 from poolserver.scoreboard import Berth, Scoreboard
 from poolserver.sections import Config
+from poolserver.spawning import ResidentSpawn, forking_spawn
 from poolserver.states import WorkerState
-from poolserver.station import Terms
+from poolserver.succession import Succession
 from poolserver.surroundings import Surroundings, surround
 from poolserver.tally import Tally
+from poolserver.upgrader import Launch, Upgrader
 from poolserver.vigil import Vigil
-from poolserver.worker import Seat, Worker, never_accepted
+from poolserver.worker import never_accepted
 
 _log = logging.getLogger("poolserver")
 
@@ -85,18 +86,23 @@ def run(
         SystemRefusedError: an address cannot be bound, or no worker forked.
         PoolserverError: it failed while running.
     """
-    loaded = read()
-    settings = loaded.config
-    if not (settings.server.handler or settings.server.server_class):
-        raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
-    is_final = is_whole_process or settings.server.daemonize
-    surround(settings.server, functools.partial(_serve, loaded, read, handler, is_final=is_final))
+    heir = Heir.arrived()
+    launch = Launch.noted(config.environment())
+    with heir or contextlib.nullcontext():
+        loaded = read()
+        settings = loaded.config
+        if not (settings.server.handler or settings.server.server_class):
+            raise UsageError("no handler: name one as package.module:attribute, or set server.handler")
+        is_final = is_whole_process or settings.server.daemonize
+        serve_it = functools.partial(_serve, loaded, read, handler, launch, is_final=is_final)
+        surround(settings.server, serve_it, heir)
 
 
 def _serve(
     loaded: Loaded,
     read: Callable[[], Loaded],
     handler: Callable[..., object] | None,
+    launch: Launch,
     surroundings: Surroundings,
     *,
     is_final: bool,
@@ -107,6 +113,11 @@ def _serve(
     journal = environ.get("JOURNAL_STREAM", "")
     log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account, settings.log.access)
     log.introduce("master", settings.server.service_name)
+    if is_final:
+        log.keep_prints_from_waiting()
+    heir = surroundings.heir
+    if heir is not None:
+        log.present()[0].prove("log opened for an upgrade")
     shortage.raise_limit()
     # While TERM and INT still simply end us, since an import may hang; but not as root that is to become somebody else.
     served = _loaded_here(settings, handler) if account is None else None
@@ -115,18 +126,21 @@ def _serve(
     if os.getpid() == 1:
         meanings[SIGCHLD] = Command.REAP
     taken = signals.taken(inbox, meanings, is_final=is_final)
-    operated = console.opened(settings, environ)
+    operated = console.opened(settings, environ, heir)
+    inherited = heir.groups if heir is not None else _nothing
     # The control socket is opened first and closed last: who asked for a stop sees its end when all is over.
     with (
         contextlib.closing(inbox),
         operated as desk,
         taken,
-        Succession(loaded, read, served, surroundings.manager) as succession,
+        Succession(loaded, read, served, surroundings.manager, inherited) as succession,
     ):
+        if heir is not None:
+            heir.lend(succession.listeners())
         if account is not None:
             account.become()
             succession.preload(_loaded_here(settings, handler))
-        _supervise(succession, inbox, desk, surroundings)
+        _supervise(succession, inbox, desk, surroundings, launch)
 
 
 def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> handlers.Service | None:
@@ -139,144 +153,115 @@ def _loaded_here(settings: Config, handler: Callable[..., object] | None) -> han
     return None
 
 
-@contextlib.contextmanager
-def forking_spawn(
-    generation_of: Callable[[int], Generation],
-    board: Scoreboard,
-    inbox: signals.Inbox[Command],
-    register: Register,
-    desk: Console | None = None,
-    *,
-    listeners: Callable[[], Iterable[Listener]] = tuple,
-) -> Iterator[Spawn]:
-    """Workers that are forked. The lifeline's write end is this process's alone: each child closes its copy at once,
-    or it would never report the master's death; its copies of inbox and console, which are the master's; and those
-    of ``listeners`` that its generation does not have, or their addresses would never be free."""
-    lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
-    pairs = Pairs.open()
-
-    def spawn(start: Start, berth: Berth, siblings: Sequence[WorkerHandle]) -> WorkerHandle:
-        generation = generation_of(start.generation)
-
-        def body(report_fd: int) -> int:
-            os.close(lifeline_write)
-            inbox.close()
-            if desk is not None:
-                desk.close_in_child()
-            for sibling in siblings:
-                sibling.close()
-            own = {listener.socket for listener in generation.listeners}
-            for listener in listeners():
-                if listener.socket not in own:
-                    listener.socket.close()
-            generation.use_log()
-            others = desk.listeners if desk is not None else ()
-            seat = Seat(start.slot, lifeline_read, report_fd, start.is_canary, others, stacks_fd)
-            return Worker(seat, generation, board.quarters(berth), register, pairs).run()
-
-        with desk.worker_pipe(start.serial) if desk is not None else contextlib.nullcontext(-1) as stacks_fd:
-            return process.fork(body)
-
-    try:
-        yield spawn
-    finally:
-        os.close(lifeline_read)
-        os.close(lifeline_write)
-        pairs.close()
-
-
-class ResidentSpawn:
-    """The one worker that is this process."""
-
-    def __init__(
-        self,
-        generation: Generation,
-        board: Scoreboard,
-        register: Register,
-        *,
-        on_released: Callable[[], None] = lambda: None,
-        is_reloadable: bool = False,
-    ) -> None:
-        self._generation = generation
-        self._board = board
-        self._register = register
-        self._on_released = on_released
-        self._is_reloadable = is_reloadable
-        self._crew: Crew | None = None
-
-    def __call__(self, _start: Start, berth: Berth, _siblings: Sequence[WorkerHandle]) -> WorkerHandle:
-        resident = Resident()
-        stations = self._generation.make_stations()
-        self._generation.on_start()
-        self._crew = Crew(
-            stations,
-            self._board.quarters(berth),
-            self._generation.terms,
-            self._register,
-            on_stop_asked=resident.ask_stop,
-            on_released=self._on_released,
-        )
-        self._crew.door.is_open &= not self._is_reloadable  # so that lanes ask it for each connection
-        resident.start(self._crew)
-        return resident
-
-    def take_over(self, terms: Terms) -> None:
-        """After a reload: the lanes go on under the new limits."""
-        if self._crew is not None:
-            self._crew.door.change(terms.limits)
+def _nothing(_urls: Sequence[str], _options: Options) -> Sequence[Group]:
+    """No master was before us."""
+    return ()
 
 
 def _supervise(
-    succession: Succession, inbox: signals.Inbox[Command], desk: Console, surroundings: Surroundings
+    succession: Succession, inbox: signals.Inbox[Command], desk: Console, surroundings: Surroundings, launch: Launch
 ) -> None:
-    manager = surroundings.manager
+    manager, heir = surroundings.manager, surroundings.heir
     board, register = Scoreboard.create(), Register.create()
-    policy = policy_of(succession.settings)
-    spawning: contextlib.AbstractContextManager[Spawn]
-    if policy.resident:
-        on_released = functools.partial(_close_streams, succession.present.listeners, board)
-        resident = ResidentSpawn(succession.present, board, register, on_released=on_released, is_reloadable=True)
-        succession.followers.append(lambda: resident.take_over(succession.present.terms))
-        spawning = contextlib.nullcontext(resident)
-    else:
-        spawning = forking_spawn(succession.of, board, inbox, register, desk, listeners=succession.listeners)
+    pool = Pool(policy_of(succession.settings))
+    pairs = Pairs.open() if heir is None or pool.policy.resident else heir.pairs()
     ledger = _Ledger(board)
-    attendants: list[Attendant] = [
-        Recycler(lambda: allowance_of(succession.settings), lambda: stayers(pool, master), board),
-        Vigil(
-            lambda: succession.settings.timeouts.worker,
-            lambda: succession.settings.timeouts.handler,
-            lambda: accepting(pool, master),
-            board,
-        ),
-    ]
-    with process.frozen_heap(), spawning as spawn:
-        pool = Pool(policy)
-        observer = _observer(succession, register, board)
-        herald = Herald(
-            manager,
-            pool,
-            Health(lambda: succession.settings.timeouts.worker),
-            lambda now: observer.snapshot(pool, master.roster(), now),
-        )
+    observer = _observer(succession, register, board)
+    legacy = Legacy(succession, desk, surroundings.pidfile, manager, pairs, pool, board, register)
+    on_departed = functools.partial(ledger.close_door, succession, has_lanes=False)
+    upgrader = Upgrader(succession.present.name, launch, manager, legacy, on_departed)
+    if heir is not None:
+        heir.endow(pool, board, register)
+    herald = Herald(
+        manager,
+        pool,
+        Health(lambda: succession.settings.timeouts.worker),
+        lambda now: observer.snapshot(pool, master.roster(), now),
+    )
+    with process.frozen_heap(), _spawning(succession, board, register, inbox, desk, pairs) as spawn:
         master = Master(
             pool,
             spawn,
             inbox,
             board,
-            on_ready=lambda: surroundings.announce(_ready_line(succession)),
-            on_close_door=lambda: ledger.close_door(succession, has_lanes=policy.resident),
+            on_ready=_on_ready(succession, desk, surroundings),
+            on_close_door=lambda: ledger.close_door(succession, has_lanes=pool.policy.resident),
             register=register,
             tally=Tally(lambda count: register.worst(succession.present.terms.limits, count)),
             succession=succession,
-            attendants=[*attendants, desk, *([herald] if manager.notify_address else [])],
+            upgrader=upgrader,
+            attendants=[
+                *_watchers(succession, board, lambda: (pool, master)),
+                desk,
+                upgrader,
+                *([heir] if heir is not None else []),
+                *([herald] if manager.notify_address else []),
+            ],
         )
         master.report_to(desk)
-        desk.connect(pool, master, observer)
-        master.run()
-        if policy.resident:
+        desk.connect(pool, master, observer, is_held=heir is not None)
+        try:
+            master.run()
+        finally:
+            upgrader.leave()
+        if pool.policy.resident:
             succession.present.leave()
     _log.info("stopped: %s", ledger)
+
+
+def _watchers(
+    succession: Succession, board: Scoreboard, supervisors: Callable[[], tuple[Pool, Master]]
+) -> list[Attendant]:
+    """Who looks after workers that have served enough, and those that hang."""
+    return [
+        Recycler(lambda: allowance_of(succession.settings), lambda: stayers(*supervisors()), board),
+        Vigil(
+            lambda: succession.settings.timeouts.worker,
+            lambda: succession.settings.timeouts.handler,
+            lambda: accepting(*supervisors()),
+            board,
+        ),
+    ]
+
+
+def _spawning(
+    succession: Succession,
+    board: Scoreboard,
+    register: Register,
+    inbox: signals.Inbox[Command],
+    desk: Console,
+    pairs: Pairs,
+) -> contextlib.AbstractContextManager[Spawn]:
+    """How workers are started: forked, or with everything in this process, in it."""
+    if succession.settings.pool.worker_count:
+        return forking_spawn(succession.of, board, inbox, register, desk, pairs=pairs, listeners=succession.listeners)
+    on_released = functools.partial(_close_streams, succession.present.listeners, board)
+    resident = ResidentSpawn(succession.present, board, register, on_released=on_released, is_reloadable=True)
+    succession.followers.append(lambda: resident.take_over(succession.present.terms))
+    return contextlib.nullcontext(resident)
+
+
+def _on_ready(succession: Succession, desk: Console, surroundings: Surroundings) -> Callable[[], None]:
+    """What is done once all workers accept: say so; where another master serves as yet, take over from it first."""
+    heir, pidfile = surroundings.heir, surroundings.pidfile
+
+    def announce() -> None:
+        surroundings.announce(_ready_line(succession))
+
+    def take() -> None:
+        if pidfile is not None:
+            pidfile.write()
+        desk.begin()
+
+    def be_alone() -> None:
+        assert heir is not None
+        desk.take_over()
+        succession.take_over(heir.stored)
+
+    if heir is None:
+        return announce
+    heir.listeners, heir.on_take, heir.on_alone, heir.on_done = succession.listeners, take, be_alone, announce
+    return heir.ready
 
 
 def accepting(pool: Pool, master: Master) -> dict[int, tuple[int, Berth]]:

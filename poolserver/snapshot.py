@@ -73,8 +73,8 @@ class Totals(TypedDict):
     reloads_failed: int
 
 
-class LastReload(TypedDict):
-    """How the last reload went."""
+class Attempt(TypedDict):
+    """How the last reload or upgrade went."""
 
     ok: bool
     reason: str
@@ -122,4 +122,5 @@ class Snapshot(TypedDict):
     totals: Totals
     durations: Durations
     sources: list[SourceStatus]
-    last_reload: LastReload | None
+    last_reload: Attempt | None
+    last_upgrade: Attempt | None

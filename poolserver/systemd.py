@@ -75,6 +75,10 @@ class Passed:
         covers_both = any(_is_dual(each.socket) for each in adopted)
         return adopted, [] if covers_both else [address for address in group if address not in taken]
 
+    def unclaimed(self) -> list[tuple[str, socket.socket]]:
+        """What is not taken, by its name. It stays ours."""
+        return list(self._sockets)
+
     def left(self) -> list[str]:
         """What is not taken, as people know it."""
         return [f"{name} ({_url(sock)})" for name, sock in self._sockets]
@@ -121,6 +125,8 @@ class Manager:
     has_store: bool = False
     """It is known to keep descriptors for us: systemd 254 says so by $FDSTORE, and our units do for older ones."""
     passed: Passed = field(default_factory=Passed)
+    is_muted: bool = False
+    """Another master speaks for the service. Source: systemd.service(5), NotifyAccess=main."""
     _kept: dict[str, socket.socket] = field(default_factory=dict)
 
     @classmethod
@@ -146,23 +152,22 @@ class Manager:
             self.failed(error)
         self.passed.close()
 
-    def environment_of(self, pid: int, fds: Mapping[str, int]) -> dict[str, str]:
-        """What a successor with this pid must find in its environment, to be to systemd what we are.
+    def environment_of(self, pid: int, environ: Mapping[str, str]) -> dict[str, str]:
+        """The environment of a successor with this pid, that it be to systemd what we are; its listeners it gets
+        otherwise.
 
         Args:
             pid: Its pid, from the fork on: variables with ours would make it deaf.
-            fds: What it gets as descriptors 3, 4, … in this order, by name.
+            environ: The environment that we were started with.
         """
         said = {
-            "LISTEN_PID": str(pid) if fds else "",
-            "LISTEN_FDS": str(len(fds)) if fds else "",
-            "LISTEN_FDNAMES": ":".join(fds),
             "NOTIFY_SOCKET": self.notify_address,
             "WATCHDOG_PID": str(pid) if self.watchdog else "",
             "WATCHDOG_USEC": str(round(self.watchdog * 1e6)) if self.watchdog else "",
-            "FDSTORE": str(len(fds)) if self.has_store else "",
+            "FDSTORE": "1" if self.has_store else "",
         }
-        return {name: value for name, value in said.items() if value}
+        others = {name: value for name, value in environ.items() if name not in _OURS}
+        return others | {name: value for name, value in said.items() if value}
 
     def tell(self, *assignments: str, fd: int | None = None) -> bool:
         """Send one message, such as ``READY=1``. Never waits; False: it could not be sent.
@@ -171,6 +176,8 @@ class Manager:
         """
         if not self.notify_address:
             return True
+        if self.is_muted:
+            return False
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd is not None else []
         address = self.notify_address.replace("@", "\0", 1) if self.notify_address[0] == "@" else self.notify_address
         try:
@@ -224,6 +231,20 @@ class Manager:
             # FDPOLL: kept whatever state it is in; by default an error on it makes systemd throw it away.
             if name not in self._kept and self.tell("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fd=sock.fileno()):
                 self._kept[name] = sock
+
+    @property
+    def stored(self) -> list[str]:
+        """The names of what it holds for us."""
+        return list(self._kept)
+
+    def take_over(self, stored: Sequence[str], listeners: Mapping[str, socket.socket]) -> None:
+        """From here on we speak for the service. What it holds already, for the master before, is not told again."""
+        self.is_muted = False
+        named = {_store_name(url): sock for url, sock in listeners.items()}
+        self._kept = {name: named[name] for name in stored if name in named}
+        for name in stored:
+            if name not in named:
+                self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def let_go(self) -> None:
         """The service stops, and is about to close its listeners to newcomers: nobody must find them so in the store.

@@ -6,7 +6,7 @@ Whatever a worker or a client may have put into a name is made harmless for a te
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from poolserver.snapshot import LastReload, ListenerStatus, ParkedStatus, Snapshot, SourceStatus, WorkerStatus
+from poolserver.snapshot import Attempt, ListenerStatus, ParkedStatus, Snapshot, SourceStatus, WorkerStatus
 
 Row = Sequence[str]
 
@@ -31,6 +31,7 @@ def status_text(snapshot: Snapshot) -> str:
                 "timed out": _counts(_some(totals["timeouts"])) or "none",
                 "respawns": str(totals["respawns"]),
                 "reloads": _reloads(totals["reloads"], totals["reloads_failed"], snapshot["last_reload"]),
+                "upgrade": _attempt(snapshot["last_upgrade"]),
                 "sources": ", ".join(_source(source) for source in snapshot["sources"][:5]),
             }
         ),
@@ -151,9 +152,14 @@ def _source(source: SourceStatus) -> str:
     return f"{plain(source['source'])} ({_counts(_some(counts))})"
 
 
-def _reloads(count: int, failed: int, last: LastReload | None) -> str:
+def _reloads(count: int, failed: int, last: Attempt | None) -> str:
     if last is None:
         return f"{count}, {failed} failed"
+    return f"{count}, {failed} failed; the last, {_attempt(last)}"
+
+
+def _attempt(last: Attempt | None) -> str:
+    if last is None:
+        return ""
     at = datetime.fromtimestamp(last["at"]).astimezone().isoformat(" ", "seconds")
-    outcome = "succeeded" if last["ok"] else f"FAILED: {plain(last['reason'])}"
-    return f"{count}, {failed} failed; the last, at {at}, {outcome}"
+    return f"at {at}, {'succeeded' if last['ok'] else 'FAILED: ' + plain(last['reason'])}"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from clients import Address, wait_for
+from sites import Site
 
 from poolserver.remote import Server
 
@@ -328,3 +329,9 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         scratch.close()
     for one, processes in leftovers:
         assert not processes, f"{one} left processes behind: {processes}"
+
+
+@pytest.fixture
+def site(tmp_path: Path, daemon: Callable[..., Daemon]) -> Site:
+    """A handler and a configuration in a folder, to be started, and changed."""
+    return Site(tmp_path, daemon)

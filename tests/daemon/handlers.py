@@ -19,6 +19,17 @@ class LineHandler(socketserver.StreamRequestHandler):
         self.wfile.write(self.rfile.readline(MAX_LINE_BYTES))
 
 
+class EitherHandler(socketserver.BaseRequestHandler):
+    """Tells the worker's parent, to whoever sends a datagram or a line."""
+
+    def handle(self):
+        if isinstance(self.request, tuple):
+            self.request[1].sendto(b"%d\n" % os.getppid(), self.client_address)
+        else:
+            self.request.recv(MAX_LINE_BYTES)
+            self.request.sendall(b"%d\n" % os.getppid())
+
+
 class OrderHandler(socketserver.StreamRequestHandler):
     """Does what each line orders, until the client's end, and answers each with a line::
 

@@ -6,93 +6,13 @@ import re
 import signal
 import socket
 import time
-from pathlib import Path
 from signal import SIGCHLD, SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1
 
 import measures
 import proc
 import pytest
-from clients import Address, Counts, Storm, ask, connect, dial, read_line, wait_for
-
-HANDLER = """
-import os, time
-from handlers import OrderHandler
-
-class Handler(OrderHandler):
-    def obey(self, order, argument):
-        if order == "version":
-            self.answer(VERSION)
-        else:
-            super().obey(order, argument)
-"""
-
-DONE = re.compile(r"INFO master \[\d+\]: reload done$", re.MULTILINE)
-FAILED = re.compile(r"ERROR master \[\d+\]: reload failed, nothing is changed: (.*)$", re.MULTILINE)
-
-
-class Site:
-    """A folder with a configuration and a handler, and the daemon that serves it."""
-
-    def __init__(self, folder: Path, daemon) -> None:
-        self.folder = folder
-        self.path = folder / "site.toml"
-        self.sections: dict[str, dict[str, str]] = {
-            "server": {"handler": '"app:Handler"', "bind": '["tcp://127.0.0.1:0"]'},
-            "pool": {"workers": "2", "threads": "4"},
-        }
-        self.code("1")
-        self.configure()
-        self._daemon = daemon
-
-    def code(self, version: str, before: str = "") -> None:
-        """Put another version of the handler there; ``before`` runs at its import."""
-        # Python takes compiled code for the source's if its second and size are the same: the size never is.
-        self.length = getattr(self, "length", 0) + 1
-        (self.folder / "app.py").write_text(f"{before}\nVERSION = {version!r}\n{HANDLER}{'#' * self.length}\n")
-
-    def configure(self, **keys: str) -> None:
-        """Set ``section__key`` to TOML text, or take it out with ""."""
-        for name, text in keys.items():
-            section, _, key = name.partition("__")
-            self.sections.setdefault(section, {})[key] = text
-        lines = []
-        for section, pairs in self.sections.items():
-            lines += [f"[{section}]", *(f"{key} = {text}" for key, text in pairs.items() if text)]
-        self.path.write_text("\n".join(lines) + "\n")
-
-    def start(self, *options: str, **others):
-        self.served = self._daemon(
-            None, "-c", str(self.path), *options, bind=(), workers=None, threads=None, cwd=self.folder, **others
-        )
-        return self.served
-
-    def reloads(self) -> int:
-        return len(DONE.findall(self.served.log()))
-
-    def failures(self) -> list[str]:
-        return FAILED.findall(self.served.log())
-
-    def reload(self) -> None:
-        """HUP, and wait until it has succeeded."""
-        count = self.reloads()
-        self.served.signal(SIGHUP)
-        wait_for(lambda: self.reloads() > count, 20, f"the reload:\n{self.served.log()}")
-
-    def fail(self) -> str:
-        """HUP, and wait until it has failed; why."""
-        count = len(self.failures())
-        self.served.signal(SIGHUP)
-        wait_for(lambda: len(self.failures()) > count, 20, f"the failure:\n{self.served.log()}")
-        return self.failures()[-1]
-
-
-@pytest.fixture
-def site(tmp_path, daemon) -> Site:
-    return Site(tmp_path, daemon)
-
-
-def versions(served, index: int = 0) -> bytes:
-    return ask(served, b"version\n", index)
+from clients import Address, Counts, Storm, connect, dial, read_line, wait_for
+from sites import DONE, Broken, Site, echo_order, versions
 
 
 def refused(served) -> bool:
@@ -288,88 +208,6 @@ class TestPreload:
         assert "ZeroDivisionError" in served.log()
 
 
-class Broken:
-    """How a site is broken, and what the log then says."""
-
-    @staticmethod
-    def syntax_error(site):
-        site.path.write_text("[server\n")
-        return "site.toml:1: not valid TOML"
-
-    @staticmethod
-    def unknown_key(site):
-        site.configure(pool__wrokers="3")
-        return 'site.toml:7: pool.wrokers: unknown key (did you mean "workers"?)'
-
-    @staticmethod
-    def file_missing(site):
-        site.path.unlink()
-        return "site.toml: cannot be read: No such file"
-
-    @staticmethod
-    def import_error(site):
-        site.code("2", before="import there_is_no_such_module")
-        return "server.handler: cannot import app: ModuleNotFoundError"
-
-    @staticmethod
-    def handler_syntax_error(site):
-        site.code("2", before="def (")
-        return "server.handler: cannot import app: SyntaxError"
-
-    @staticmethod
-    def exception_at_import(site):
-        site.code("2", before="raise RuntimeError('no database')")
-        return "server.handler: cannot import app: RuntimeError: no database"
-
-    @staticmethod
-    def exit_at_import(site):
-        site.code("2", before="import sys; sys.exit('no')")
-        return "server.handler: cannot import app: SystemExit: no"
-
-    @staticmethod
-    def hard_exit_at_import(site):
-        site.code("2", before="import os; os._exit(0)")
-        return "the first new worker (pid"
-
-    @staticmethod
-    def boot_hang(site):
-        site.configure(timeouts__boot="1")
-        site.code("2", before="import time; time.sleep(60)")
-        return "was not accepting within timeouts.boot = 1 s"
-
-    @staticmethod
-    def killed_canary(site):
-        site.code("2", before="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-        return "was killed by SIGKILL"
-
-    @staticmethod
-    def handler_missing(site):
-        site.configure(server__handler='"app:NoSuchHandler"')
-        return "server.handler: module app has no 'NoSuchHandler'"
-
-    @staticmethod
-    def bind_in_use(site):
-        site.taken = socket.create_server(("127.0.0.1", 0))
-        port = site.taken.getsockname()[1]
-        site.configure(server__bind=f'["tcp://127.0.0.1:0", "tcp://127.0.0.1:{port}"]')
-        return f"cannot bind tcp://127.0.0.1:{port}: Address already in use"
-
-    @staticmethod
-    def log_on_a_full_disk(site):
-        site.configure(log__file='"/dev/full"')
-        return "log.file: cannot write /dev/full: No space left on device"
-
-    @staticmethod
-    def log_in_no_folder(site):
-        site.configure(log__file='"/no/such/folder/log"')
-        return "log.file: cannot open '/no/such/folder/log': No such file or directory"
-
-    @staticmethod
-    def what_cannot_change(site):
-        site.configure(socket__reuse_address="false", server__chdir='"/"')
-        return "socket.reuse_address: a reload cannot change it; restart"
-
-
 MATRIX = [name for name in vars(Broken) if not name.startswith("_")]
 
 
@@ -389,7 +227,7 @@ class TestFailure:
             assert served.workers() == before
         assert storm.counts.is_lossless, storm.counts
         assert measures.descriptors(served.pid) == descriptors
-        if hasattr(site, "taken"):
+        if site.taken is not None:
             site.taken.close()
         site.sections = sections
         site.configure()
@@ -449,12 +287,6 @@ class TestFailure:
         wait_for(lambda: len(served.workers()) == 2 and versions(served) in (b"2\n", b"3\n"), 20, "the new code")
         site.reload()
         assert versions(served) == b"3\n"
-
-
-def echo_order(client: socket.socket, line: bytes) -> bool:
-    """A storm's exchange with ``OrderHandler``."""
-    client.sendall(b"echo " + line)
-    return read_line(client) == line
 
 
 def reload_under_load(site: Site, reloads: int, clients: int) -> Counts:

@@ -48,7 +48,7 @@ def test_stop_while_idle_takes_less_than_a_poll_interval(daemon):
 
 
 def test_worker_without_descriptors_leaves_the_clients_to_others(daemon):
-    """S10: the other worker serves them, nobody spins, the log says it once, and the first resumes by itself."""
+    """S10, R21: the other worker serves them, nobody spins, the log says it once, and the first resumes by itself."""
     served = daemon(TRAPS, workers=2, threads=4)
     with connect(served) as client:
         starved = int(order(client, b"pid"))

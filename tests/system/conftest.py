@@ -100,6 +100,11 @@ class Sandbox:
         """Signal a process inside."""
         self.run("kill", f"-{int(sig)}", pid)
 
+    def is_alive(self, pid: int) -> bool:
+        """Whether a process inside lives; an unburied one does not."""
+        found = self.run("ps", "-o", "stat=", "-p", pid, check=False).strip()
+        return bool(found) and not found.startswith("Z")
+
     def enter_network(self) -> None:
         """Let this thread's new sockets be of the sandbox's network. Source: setns(2)."""
         with Path(f"/proc/{self.init}/ns/net").open() as file:

@@ -288,3 +288,61 @@ class TestActivation:
         sandbox.systemctl("start", "pool.service", check=False)
         assert sandbox.show("pool.service", "ExecMainStatus") == "71"
         assert f"cannot adopt systemd:other: systemd passed pool.socket ({URL})" in sandbox.service_log()
+
+
+class TestUpgrade:
+    def upgrade(self, sandbox, *, check: bool = True) -> str:
+        control = ("--control", "/run/pool/control.sock")
+        environ = ("env", "PYTHONPATH=/run/repo")
+        return sandbox.run(*environ, sandbox.python, "-m", "poolserver", "upgrade", *control, check=check)
+
+    @pytest.mark.parametrize("is_activated", [False, True], ids=["own listener", "socket unit"])
+    def test_unit_stays_active_under_the_new_main_pid(self, sandbox, is_activated):
+        """Watched on, its listener where it was, and nobody is lost; twice, and then it stops as ever."""
+        if is_activated:
+            sandbox.unit("pool.socket", SOCKET.format(more="ListenStream=127.0.0.1:20100"))
+        arguments = f"handlers:LineHandler -b {URL} -w 2 -t 4"
+        sandbox.unit("pool.service", service(arguments, "WatchdogSec=3s", environment="FDSTORE=8"))
+        sandbox.systemctl("start", *(["pool.socket"] if is_activated else []), "pool.service")
+        stored = sandbox.show("pool.service", "NFileDescriptorStore") if is_activated else "1"
+        pids = [sandbox.main_pid("pool.service")]
+        with sandbox.storm(URL, clients=4) as storm:
+            for _ in range(2):
+                storm.wait_for_more(50)
+                self.upgrade(sandbox)
+                pids.append(sandbox.main_pid("pool.service"))
+                wait_for(lambda: not sandbox.is_alive(pids[-2]), 20, "the old master's end")
+            storm.wait_for_more(50)
+        assert storm.counts.is_lossless, storm.counts
+        assert len({*pids}) == 3
+        wait_for(lambda: sandbox.show("pool.service", "StatusText").startswith("serving: "), 20, "the new one's status")
+        seen = int(sandbox.show("pool.service", "WatchdogTimestampMonotonic"))
+        wait_for(
+            lambda: int(sandbox.show("pool.service", "WatchdogTimestampMonotonic")) > seen + 4_000_000,
+            20,
+            "signs of life for longer than the watchdog waits",
+        )
+        assert sandbox.main_pid("pool.service") == pids[-1]
+        assert sandbox.show("pool.service", "ActiveState") == "active"
+        assert sandbox.show("pool.service", "NRestarts") == "0"
+        assert sandbox.show("pool.service", "NFileDescriptorStore") == stored
+        sandbox.systemctl("stop", "pool.service")
+        assert sandbox.show("pool.service", "Result") == "success"
+        assert not sandbox.is_alive(pids[-1])
+
+    def test_upgrade_that_fails_leaves_the_unit_as_it_was(self, sandbox):
+        """The reason is told; the same main pid goes on, and is restarted when it dies."""
+        code = sandbox.share.joinpath("late.py")
+        code.write_text("from handlers import *\n")
+        more = "Environment=POOLSERVER_SERVER__PYTHONPATH=/run/share"
+        sandbox.unit("pool.service", service(f"late:LineHandler -b {URL} -w 1", more))
+        sandbox.systemctl("start", "pool")
+        first = sandbox.main_pid("pool")
+        code.write_text("import no_such_module\n")
+        assert "cannot import late" in self.upgrade(sandbox, check=False)
+        assert (sandbox.main_pid("pool"), sandbox.show("pool", "ActiveState")) == (first, "active")
+        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+        code.write_text("from handlers import *\n")
+        sandbox.kill(first, SIGKILL)
+        wait_for(lambda: sandbox.main_pid("pool") not in (0, first), 20, "another master")
+        assert sandbox.ask(URL, b"hello\n") == b"hello\n"

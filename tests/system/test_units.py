@@ -149,6 +149,21 @@ class TestShipped:
         assert sandbox.main_pid("poolserver") == first
         assert 'unknown key (did you mean "workers"?)' in sandbox.service_log()
 
+    def test_upgrade_is_possible_in_its_sandbox(self, sandbox):
+        """With everything that systemd forbids: the new master serves the same socket, as the unit's main process."""
+        configure(sandbox, "hello", ECHO, "systemd:")
+        install(sandbox, "poolserver@.socket", "poolserver@.service", instance="hello")
+        sandbox.systemctl("start", "poolserver@hello.socket")
+        examine(sandbox, ECHO)
+        first = sandbox.main_pid("poolserver@hello")
+        sandbox.run("env", "PYTHONPATH=/run/repo", *COMMAND.split(), "upgrade", "-c", "/run/share/hello.toml")
+        wait_for(lambda: not sandbox.is_alive(first), 20, "the old master's end")
+        assert sandbox.main_pid("poolserver@hello") not in (0, first)
+        examine(sandbox, ECHO)
+        assert sandbox.show("poolserver@hello", "ActiveState") == "active"
+        sandbox.systemctl("stop", "poolserver@hello.service")
+        assert sandbox.show("poolserver@hello", "Result") == "success"
+
     def test_wrong_configuration_is_mended_under_a_waiting_client(self, sandbox):
         """The service fails to start, its socket unit stays, and who waits there is answered in the end (R63)."""
         path = configure(sandbox, "hello", ECHO, "systemd:")

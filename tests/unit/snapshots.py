@@ -56,5 +56,6 @@ def snapshot(**others: Any) -> Snapshot:
         "durations": {"bounds": [0.1, 1.0], "counts": [0, 0, 0], "sum": 0.0},
         "sources": [],
         "last_reload": None,
+        "last_upgrade": None,
     }
     return whole | others  # type: ignore[return-value]

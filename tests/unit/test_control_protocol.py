@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from poolserver import rendezvous
 from poolserver.commands import Command
-from poolserver.control import MAX_CLIENTS, MAX_REQUEST_BYTES, PATIENCE, ControlSocket, opened, parse
+from poolserver.console import control_socket
+from poolserver.control import MAX_CLIENTS, MAX_REQUEST_BYTES, PATIENCE, ControlSocket, parse
 from poolserver.errors import SystemRefusedError
 from poolserver.events import Asked, Event
 
@@ -78,7 +79,7 @@ class Served:
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     path = tmp_path / "c"
-    with opened(str(path), "service", 0o600, {}) as control:
+    with control_socket(str(path), "service", 0o600, {}) as control:
         assert control is not None
         one = Served(control, path)
         yield one
@@ -308,19 +309,22 @@ class TestFile:
         path = tmp_path / "c"
         before = os.umask(0)
         try:
-            with opened(str(path), "service", 0o600, {}):
+            with control_socket(str(path), "service", 0o600, {}):
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600
         finally:
             os.umask(before)
 
     def test_configured_path_that_cannot_be_used_is_an_error(self, tmp_path: Path) -> None:
         """It names the key."""
-        with pytest.raises(SystemRefusedError, match=r"control\.socket"), opened(f"{tmp_path}/no/c", "s", 0o600, {}):
+        with (
+            pytest.raises(SystemRefusedError, match=r"control\.socket"),
+            control_socket(f"{tmp_path}/no/c", "s", 0o600, {}),
+        ):
             pass
 
     def test_default_path_that_cannot_be_used_leaves_the_service_without(self, tmp_path: Path) -> None:
         """A service is worth more than its control socket."""
-        with opened("", "s", 0o600, {"XDG_RUNTIME_DIR": f"{tmp_path}/no/such"}) as control:
+        with control_socket("", "s", 0o600, {"XDG_RUNTIME_DIR": f"{tmp_path}/no/such"}) as control:
             assert control.listener is None
             assert control.interests() == {}
 
@@ -329,14 +333,14 @@ class TestFile:
         path = tmp_path / "c"
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(os.fspath(path))
-        with opened(str(path), "service", 0o600, {}) as control:
+        with control_socket(str(path), "service", 0o600, {}) as control:
             assert control is not None
 
     def test_file_that_is_no_socket_is_left_alone(self, tmp_path: Path) -> None:
         """It is somebody's."""
         path = tmp_path / "c"
         path.write_text("precious")
-        with pytest.raises(SystemRefusedError), opened(str(path), "service", 0o600, {}):
+        with pytest.raises(SystemRefusedError), control_socket(str(path), "service", 0o600, {}):
             pass
         assert path.read_text() == "precious"
 

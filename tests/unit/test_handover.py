@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from park_world import URL, Talk, station
 
-from poolserver.handover import VERSION, Intake, Pair, may_leave, may_move, send
+from poolserver.handover import FAMILY, VERSION, Intake, Pair, may_leave, may_move, send
 from poolserver.parked import Parked
 from poolserver.rows import Outcome
+from poolserver.waits import Step
 
 
 @pytest.fixture
@@ -63,7 +64,16 @@ def test_connection_arrives_as_it_was_sent(pair: Pair, parked: Parked, address: 
     assert not intake(pair).has_more()
 
 
-MESSAGE = {"version": VERSION, "url": URL, "peer": "('192.0.2.1', 1)", "age": 0, "between": False, "claim": 1}
+MESSAGE = {
+    "version": VERSION,
+    "family": FAMILY,
+    "url": URL,
+    "peer": "('192.0.2.1', 1)",
+    "age": 0,
+    "between": False,
+    "step": Step.REQUEST,
+    "claim": 1,
+}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +103,20 @@ def test_message_that_cannot_be_understood_is_closed_and_said(
     mine.close()
     assert "a connection from another worker is lost" in caplog.text
     assert said in caplog.text
+
+
+def test_connection_from_the_pool_before_claims_nothing(pair: Pair) -> None:
+    """After an upgrade: its places and its sources' numbers are of another memory."""
+    mine, theirs = socket.socketpair()
+    text = json.dumps(MESSAGE | {"family": "another", "place": 5})
+    socket.send_fds(pair.writing, [text.encode()], [theirs.fileno()])
+    theirs.close()
+    arrival = intake(pair).receive()
+    assert arrival is not None
+    assert arrival.parked is not None
+    assert (arrival.parked.claim, arrival.place) == (0, -1)
+    arrival.parked.request.close()
+    mine.close()
 
 
 def test_message_without_a_descriptor_is_said(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:

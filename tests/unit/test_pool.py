@@ -13,7 +13,9 @@ from poolserver.events import (
     Asked,
     CloseDoor,
     Commit,
+    Depart,
     Ending,
+    EndSuccessor,
     Event,
     Examine,
     Finish,
@@ -26,6 +28,9 @@ from poolserver.events import (
     Say,
     Send,
     Start,
+    StartSuccessor,
+    SuccessorFailed,
+    SuccessorReady,
     Withdraw,
     WorkerBooted,
     WorkerExited,
@@ -35,7 +40,7 @@ from poolserver.events import (
     WorkerSpent,
 )
 from poolserver.pool import Pool
-from poolserver.reload import LONGEST_WAIT, QUIET_INTERVAL
+from poolserver.reload import LONGEST_WAIT, QUIET_INTERVAL, Attempt
 from poolserver.roster import DRAIN_GRACE, RESPAWNS_PER_SECOND, STOP_GRACE
 from poolserver.states import LONGEST_DELAY, Policy, PoolState, WorkerState
 
@@ -882,3 +887,88 @@ class TestReload:
         assert answers(actions) == [Answer(ASKER, ok=True)]
         assert starts(actions) == sent(actions) == []
         assert pool.generation == 2
+
+
+class Upgrader(Driver):
+    """A pool that has just been asked to upgrade, by ASKER."""
+
+    def __init__(self, workers: int = 2, **policy: float) -> None:
+        super().__init__(workers, **policy)
+        self.started()
+        self.old = sorted(self.pool.workers)
+        assert StartSuccessor() in self.step(Asked(Command.UPGRADE, ASKER))
+
+
+class TestUpgrade:
+    def test_old_workers_leave_when_the_new_master_serves(self) -> None:
+        """It is let go of first, then the asker is answered; the queues are the new one's."""
+        driver = Upgrader()
+        actions = driver.step(SuccessorReady(4711))
+        assert actions.index(Depart()) < actions.index(Answer(ASKER, ok=True))
+        assert sent(actions) == [(serial, Order.RETIRE) for serial in driver.old]
+        assert CloseDoor() not in actions
+        assert driver.pool.is_leaving
+        for serial in driver.old:
+            actions = driver.step(WorkerExited(serial, "exited with code 0"))
+        assert finish(actions) == Finish(Ending.ASKED)
+
+    def test_what_the_new_master_has_not_is_served_to_its_end(self) -> None:
+        """A listener that went: who is queued there is the old workers' affair."""
+        driver = Upgrader()
+        actions = driver.step(SuccessorReady(4711, has_all=False))
+        assert sent(actions) == [(serial, Order.DRAIN) for serial in driver.old]
+
+    def test_new_master_that_fails_changes_nothing(self) -> None:
+        """The reason is told, and remembered; another upgrade may be asked for."""
+        driver = Upgrader()
+        actions = driver.step(SuccessorFailed("exited with code 78"))
+        reason = "upgrade failed, nothing is changed: exited with code 78"
+        assert answers(actions) == [Answer(ASKER, ok=False, reason=reason)]
+        assert (sent(actions), driver.pool.state) == ([], PoolState.SERVING)
+        assert driver.pool.upgrade.last == Attempt(ok=False, reason=reason, at=driver.now)
+        assert StartSuccessor() in driver.step(Command.UPGRADE)
+
+    def test_new_master_that_is_not_ready_in_time_is_ended(self) -> None:
+        """At ``timeouts.boot``."""
+        driver = Upgrader(boot_timeout=7.0)
+        assert driver.pool.deadline() == driver.now + 7.0
+        actions = driver.step(after=7.0)
+        assert EndSuccessor() in actions
+        assert "did not serve within timeouts.boot = 7 s" in answers(actions)[0].reason
+        assert not driver.pool.is_leaving
+
+    @pytest.mark.parametrize("command", [Command.UPGRADE, Command.RELOAD, Command.SCALE, Command.MORE])
+    def test_nothing_else_is_begun_meanwhile(self, command: Command) -> None:
+        """One change at a time."""
+        actions = Upgrader().step(Asked(command, ASKER + 1, number=3))
+        (answer,) = answers(actions)
+        assert (answer.asker, answer.ok) == (ASKER + 1, False)
+        assert "upgrade is under way" in answer.reason
+        assert starts(actions) == []
+
+    def test_is_refused_during_a_reload(self) -> None:
+        assert "a reload is under way" in answers(Reloader(2).step(Asked(Command.UPGRADE, ASKER + 1)))[0].reason
+
+    def test_is_refused_while_starting_stopping_and_without_workers(self) -> None:
+        """There is nothing to hand over, or nobody to go on."""
+        driver = Driver(2)
+        driver.step()
+        assert "is starting" in answers(driver.step(Asked(Command.UPGRADE, ASKER)))[0].reason
+        driver = Driver(2).started()
+        driver.step(Command.STOP)
+        assert "is stopping" in answers(driver.step(Asked(Command.UPGRADE, ASKER)))[0].reason
+        driver = Driver(1, resident=True).started()
+        assert "this one process" in answers(driver.step(Asked(Command.UPGRADE, ASKER)))[0].reason
+
+    def test_stop_gives_it_up(self) -> None:
+        """The new master is ended first."""
+        driver = Upgrader()
+        actions = driver.step(Command.STOP)
+        assert EndSuccessor() in actions
+        assert "upgrade given up: the service is stopping" in answers(actions)[0].reason
+        assert Depart() not in driver.step(SuccessorReady(4711))
+
+    def test_worker_that_dies_meanwhile_is_replaced(self) -> None:
+        """Until the new master serves, the old pool is the service."""
+        driver = Upgrader()
+        assert len(starts(driver.step(WorkerExited(driver.old[0], KILLED)))) == 1

@@ -13,6 +13,8 @@ from poolserver.events import (
     Answer,
     Asked,
     Commit,
+    Depart,
+    EndSuccessor,
     Event,
     Finish,
     ForkFailed,
@@ -22,6 +24,9 @@ from poolserver.events import (
     Prepared,
     Send,
     Start,
+    StartSuccessor,
+    SuccessorFailed,
+    SuccessorReady,
     WorkerBooted,
     WorkerExited,
     WorkerReady,
@@ -50,6 +55,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = Pool(policy, jitter=lambda: self.jitter)
         self.prepared: Event = Prepared(policy)
         self.is_prepared = False
+        self.has_successor = False
         self.alive: set[int] = set()
         self.finished = False
         self.askers: set[int] = set()
@@ -83,6 +89,14 @@ class PoolMachine(RuleBasedStateMachine):
         elif isinstance(action, Commit | Abandon):
             assert self.is_prepared, "once for each preparation, one or the other"
             self.is_prepared = False
+        elif isinstance(action, StartSuccessor):
+            assert not self.has_successor, "one at a time"
+            self.has_successor = True
+        elif isinstance(action, EndSuccessor):
+            assert self.has_successor
+            self.has_successor = False
+        elif isinstance(action, Depart):
+            assert self.has_successor
         elif isinstance(action, Finish):
             assert not self.alive, "the pool ends when every worker is buried"
             assert not self.askers, "everybody who asked was answered before the end"
@@ -191,6 +205,15 @@ class PoolMachine(RuleBasedStateMachine):
         if seldom == 0:
             self.apply(command)
 
+    @precondition(lambda self: self.has_successor)
+    @rule(how=st.sampled_from(["is ready", "has less than all", "fails", "fails"]))
+    def successor_tells(self, how: str) -> None:
+        if how == "fails":
+            self.has_successor = False
+            self.apply(SuccessorFailed("exited with code 1"))
+        else:
+            self.apply(SuccessorReady(4711, how == "is ready"))
+
     def teardown(self) -> None:
         """Asked to stop, with workers that obey, it ends."""
         self.apply(Command.STOP)
@@ -243,7 +266,16 @@ class PoolMachine(RuleBasedStateMachine):
     def whoever_asked_is_not_forgotten(self) -> None:
         """Somebody waits only while something is under way."""
         if self.askers and not self.pool.is_leaving:
-            assert self.pool.reload.is_running or self.pool.deadline() is not None or not self.pool.is_whole
+            is_waiting = self.pool.reload.is_running or self.pool.upgrade.is_running
+            assert is_waiting or self.pool.deadline() is not None or not self.pool.is_whole
+
+    @invariant()
+    def an_upgrade_has_a_successor_and_an_end(self) -> None:
+        """Until the old pool leaves."""
+        if not self.pool.is_leaving:
+            assert self.pool.upgrade.is_running == self.has_successor
+            assert not self.has_successor or self.pool.deadline() is not None
+            assert not (self.has_successor and self.pool.reload.is_running)
 
     @invariant()
     def a_draining_pool_is_over_when_nobody_is_left(self) -> None:
@@ -261,7 +293,7 @@ class LameDuckMachine(PoolMachine):
     lame_duck = 3.0
 
 
-PoolMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestPoolMachine = PoolMachine.TestCase
-LameDuckMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+LameDuckMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestLameDuckMachine = LameDuckMachine.TestCase
