@@ -1,5 +1,6 @@
 """How Sphinx builds these pages: `make docs` (HTML) and `make man`. A warning is an error there."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ html_theme = "furo"
 html_title = f"poolserver {release}"
 html_copy_source = False
 
+smartquotes = False  # -- is an option's beginning here, and no dash
+
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist", "colon_fence"]
 
@@ -44,8 +47,14 @@ man_make_section_directory = False
 
 
 def fill_in(_app: Sphinx, _page: str, source: list[str]) -> None:
-    """Put what is made from the code where a page says so."""
-    source[0] = generated.filled(source[0])
+    """Put what is made from the code where a page says so; a page named as ``NAME*`` need not be there."""
+    here = Path(__file__).parent
+    source[0] = re.sub(
+        r"^(\w+)\*$",
+        lambda found: "" if not (here / f"{found[1]}.md").exists() else found[1],
+        generated.filled(source[0]),
+        flags=re.MULTILINE,
+    )
 
 
 def setup(app: Sphinx) -> None:
