@@ -48,13 +48,11 @@ man_make_section_directory = False
 
 def fill_in(_app: Sphinx, _page: str, source: list[str]) -> None:
     """Put what is made from the code where a page says so; a page named as ``NAME*`` need not be there."""
-    here = Path(__file__).parent
-    source[0] = re.sub(
-        r"^(\w+)\*$",
-        lambda found: "" if not (here / f"{found[1]}.md").exists() else found[1],
-        generated.filled(source[0]),
-        flags=re.MULTILINE,
-    )
+    source[0] = re.sub(r"^(\w+)\*$", _if_there, generated.filled(source[0]), flags=re.MULTILINE)
+
+
+def _if_there(found: re.Match[str]) -> str:
+    return found[1] if Path(__file__).with_name(f"{found[1]}.md").exists() else ""
 
 
 def setup(app: Sphinx) -> None:
