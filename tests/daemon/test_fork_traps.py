@@ -187,10 +187,11 @@ class TestF10Init:
         served.process.kill()  # its death takes the namespace along, and clean_up meets nobody
         served.process.wait()
 
-    def test_buries_orphans_and_stops(self, init):
-        """F10: TERM is heeded by a PID 1, and grandchildren that handlers leave do not stay as zombies."""
+    @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.soak)], ids="{} orphans".format)
+    def test_buries_orphans_and_stops(self, init, count):
+        """F10, R16: TERM is heeded by a PID 1, and grandchildren that handlers leave do not stay as zombies."""
         served, pid = init
-        for _ in range(20):
+        for _ in range(count):
             assert ask(served, b"orphan\n") == b"orphaned\n"
         wait_for(lambda: not proc.zombies(pid) and len(proc.children(pid)) == 2, 10, "burials")
         os.kill(pid, SIGTERM)
