@@ -76,7 +76,7 @@ def private_bytes(pids: list[int]) -> int:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("count", "sources"), [(1000, 20), pytest.param(10_000, 200, marks=soak)])
 def test_silent_crowd_costs_newcomers_nothing(daemon, count: int, sources: int) -> None:
-    """A02, R31, S28: on 2 x 8 lanes. The long form is the measure of the issue, which ``bench/parking.py`` takes."""
+    """A02, S28: on 2 x 8 lanes. The long form is the measure of the issue, which ``bench/parking.py`` takes."""
     limits = options(parking__max_parked=2 * count, timeouts__head="10m")
     served = daemon("parking_handlers:Page", *limits, workers=2, threads=8)
     workers = served.workers()
@@ -92,6 +92,26 @@ def test_silent_crowd_costs_newcomers_nothing(daemon, count: int, sources: int) 
             assert measures.rate(lambda: measures.cpu_seconds([served.pid, *workers]), 10) < 0.005
         assert served.status()["pool"]["busy"] == 0
         served.stop()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("count", "sources", "most"), [(600, 60, 120), pytest.param(5000, 500, 1000, marks=soak)])
+def test_crowd_beyond_max_parked_makes_room_for_others(daemon, count: int, sources: int, most: int) -> None:
+    """R31: each source is within its limit; the oldest that say nothing go, and another source is served."""
+    limits = options(limits__per_source=20, parking__max_parked=most, timeouts__head="10m")
+    served = daemon("parking_handlers:Page", *limits, workers=2, threads=8)
+    weight = sum(worker["rss"] for worker in served.status()["workers"])
+    with crowd(served, count, sources):
+        wait_for(lambda: served.status()["totals"]["accepted"] >= count, 60, "all to be accepted")
+        status = served.status()
+        assert status["parked"]["new"] <= 1.1 * most
+        assert status["totals"]["refused"]["max_parked"] == count - status["parked"]["new"]
+        assert len(status["sources"]) == 10
+        waits = newcomers(served, 100)
+        assert sum(worker["rss"] for worker in served.status()["workers"]) - weight < 20e6
+        if count >= 5000:
+            assert p99(waits) <= 0.050
+    assert served.stop() == 0
 
 
 @contextmanager
@@ -164,8 +184,8 @@ def test_slow_bodies_are_cut_at_the_handler_deadline(daemon, count: int, seconds
 def test_every_one_of_500_kept_connections_is_served(
     daemon, tmp_path, workers: int, threads: int, seconds: int
 ) -> None:
-    """wrk -c 500 on 16 lanes, counted in the handler by client port: all are served at once, and in the long form, which
-    other tests do not disturb, the least served has a quarter of the mean."""
+    """wrk -c 500 on 16 lanes, counted in the handler by client port: all are served, and in the long form, which other
+    tests do not disturb, the least served has a quarter of the mean."""
     counts = tmp_path / "counts"
     counts.write_bytes(bytes(8 * PORTS))
     served = daemon("parking_handlers:CountedPage", workers=workers, threads=threads, env={"COUNTS": str(counts)})
