@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests wait on facts, not on the processor, so a few more workers than cores is right.
 JOBS ?= 4
 
-.PHONY: run test test-library soak lint bench bench-flood bench-parking clean
+.PHONY: run test test-library soak lint docs man bench bench-flood bench-parking bench-operations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,14 +31,33 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Beside the development environment: nothing else needs Sphinx.
+DOCS_VENV := .venv-docs-$(notdir $(PYTHON))
+DOCS_STAMP := $(DOCS_VENV)/.installed
+SPHINX := $(DOCS_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -d docs/_build/doctrees
+
+$(DOCS_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+docs: $(DOCS_STAMP) ## the documentation, in docs/_build/html; a warning or a dead internal link is an error
+	$(SPHINX) -b html docs docs/_build/html
+
+man: $(DOCS_STAMP) ## poolserver.1 and poolserver.toml.5, in docs/_build/man
+	$(SPHINX) -b man docs docs/_build/man
+
 bench: $(STAMP) ## CPU for one connection, side by side
 	$(BIN)/python bench/accept.py
 
 bench-flood: $(STAMP) ## what floods do, here and to the stock recipes, and what limits cost
 	$(BIN)/python bench/flood.py
 
-bench-parking: $(STAMP) ## what connections that wait cost, and what lanes do meanwhile (needs wrk)
+bench-parking: $(STAMP) ## what connections that wait cost, and what lanes do meanwhile (needs wrk and slowhttptest)
 	$(BIN)/python bench/parking.py
 
+bench-operations: $(STAMP) ## what it costs to watch a running server
+	$(BIN)/python bench/operations.py
+
 clean:
-	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv-* docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

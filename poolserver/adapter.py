@@ -63,7 +63,7 @@ class LaneServer(_Server):
 
     @property
     def draining(self) -> bool:
-        """True once this worker is to leave: a long conversation can end politely."""
+        """True once this worker is to leave, so that a long conversation can end politely."""
         return self.crew is not None and self.crew.is_leaving
 
     def extend(self, seconds: float) -> None:
@@ -86,16 +86,16 @@ class LaneServer(_Server):
         super().server_close()
 
 
-def log_error(client_address: Any) -> None:
-    """Log the exception being handled, naming the peer.
+def log_error(client_address: Any, error: BaseException | None = None) -> None:
+    """Log the exception being handled, or ``error``, naming the peer.
 
     One that a client causes by leaving or by its silence is one line, no traceback.
     """
-    error = sys.exception()
+    error = error or sys.exception()
     if isinstance(error, _LEFT | TimeoutError | BlockingIOError):  # the last by a blocking call that met timeouts.idle
         log_line(logging.INFO, "connection of %s ended by %s", peer_name(client_address), type(error).__name__)
     else:
-        log_failure("handler failed for %s", peer_name(client_address))
+        log_failure("handler failed for %s", peer_name(client_address), error=error)
 
 
 def peer_name(client_address: Any) -> str:
@@ -185,7 +185,7 @@ def _linger(sock: socket.socket) -> None:
             left -= count
 
 
-def _has_input(sock: socket.socket) -> bool:
+def has_input(sock: socket.socket) -> bool:
     """Whether anything is unread: by SO_MEMINFO, which keeps the interpreter's lock and mostly says that nothing is;
     else by FIONREAD, which does not count an end of file. Neither waits, as recv on a socket with a time-out would.
 
@@ -208,7 +208,7 @@ class _CarefulClosing(socketserver.TCPServer):
     def shutdown_request(self, request: Any) -> None:
         if self.crew is not None:
             self.crew.here.lane.on_closing(request)
-        if _has_input(request):
+        if has_input(request):
             _linger(request)
         super().shutdown_request(request)
         close_for_good(request)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import handlers, tls
+from poolserver import aio, handlers, tls
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
@@ -20,6 +20,9 @@ from poolserver.surroundings import refuse_daemon
 
 OTHER_DESCRIPTORS = 64
 """What a worker has open beside its connections, and its handlers' own files, at a guess."""
+
+SYSTEMD_STOP_TIMEOUT = 90
+"""Seconds. Source: systemd-system.conf(5), DefaultTimeoutStopSec."""
 
 
 @dataclass
@@ -41,6 +44,7 @@ def examine(loaded: Loaded) -> Report:
     account = _account(settings, report)
     addresses = [address for url in settings.server.bind for address in _parsed(url, report)]
     checks: list[Callable[[], object]] = [lambda: check_metrics(settings), lambda: formatter(settings.log.format)]
+    checks += [lambda: aio.refuse_missing(settings.pool.event_loop)]
     checks += [refuse_daemon] if settings.server.daemonize else []
     for is_usable in checks:
         try:
@@ -48,18 +52,28 @@ def examine(loaded: Loaded) -> Report:
         except ConfigError as error:
             report.problems.append(str(error))
     _try_certificate(settings, report)
-    if settings.control.socket and not Path(settings.control.socket).parent.is_dir():
-        report.problems.append(f"control.socket: the folder of {settings.control.socket} does not exist")
-    if settings.server.chdir and not Path(settings.server.chdir).is_dir():
-        report.problems.append(f"server.chdir: {settings.server.chdir} is not a directory")
-    if settings.log.file and not Path(settings.log.file).parent.is_dir():
-        report.problems.append(f"log.file: the folder of {settings.log.file} does not exist")
+    report.problems += _misplaced(settings, addresses)
     report.hazards = list(_hazards(settings, addresses))
     if account is not None:
         report.hazards += _account_hazards(settings, addresses, account)
         account.become()  # for good: what root could import says nothing
     _try_handler(settings, addresses, report)
     return report
+
+
+def _misplaced(settings: Config, addresses: Iterable[Address]) -> Iterator[str]:
+    """Files that cannot be where they are to be."""
+    access = settings.log.access
+    files = {"control.socket": settings.control.socket, "log.file": settings.log.file}
+    files |= {"log.access": access if isinstance(access, str) else "", "server.pidfile": settings.server.pidfile}
+    files |= {address.url: str(address.sockaddr) for address in addresses if address.has_file}
+    for what, path in files.items():
+        if path and not _is_folder(Path(path).parent):
+            yield f"{what}: the folder of {path} does not exist"
+        elif what.startswith("log.") and os.access(path, os.F_OK) and not os.access(path, os.W_OK):
+            yield f"{what}: {path} may not be written"
+    if settings.server.chdir and not _is_folder(Path(settings.server.chdir)):
+        yield f"server.chdir: {settings.server.chdir} is not a directory"
 
 
 def _account(settings: Config, report: Report) -> Account | None:
@@ -113,6 +127,8 @@ def _try_handler(settings: Config, addresses: list[Address], report: Report) -> 
         for address in addresses:
             if not address.is_passed:
                 handlers.fitting(found, address)
+        handlers.refuse_missing(section.worker_start, "server.worker_start")
+        handlers.refuse_missing(section.worker_stop, "server.worker_stop")
     except ConfigError as error:
         report.problems.append(str(error))
         report.details = error.details
@@ -132,6 +148,12 @@ def _hazards(settings: Config, addresses: list[Address]) -> Iterator[str]:
         yield f"socket.backlog = {settings.socket.backlog} is cut to {limit} by net.core.somaxconn"
     if not settings.timeouts.idle:
         yield "timeouts.idle is off: a client that falls silent holds its lane for ever"
+    drain = settings.timeouts.graceful + settings.timeouts.lame_duck
+    if drain > SYSTEMD_STOP_TIMEOUT:
+        yield (
+            f"timeouts.graceful: a stop may take {drain:g} s, and systemd's stop time-out, TimeoutStopSec=, is"
+            f" {SYSTEMD_STOP_TIMEOUT} s by default: use what `poolserver unit` prints (Type=notify extends it)"
+        )
     if settings.server.daemonize and not settings.log.file:
         yield "server.daemonize without log.file: a daemon has no standard error, and its log is lost"
     yield from _limit_hazards(settings, addresses)
@@ -215,6 +237,13 @@ def _mode(path: str) -> int:
         return Path(path).stat().st_mode
     except OSError:
         return 0  # a problem that is reported as one
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # ENAMETOOLONG, for one
 
 
 def _sysctl(path: str) -> int | None:

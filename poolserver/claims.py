@@ -73,12 +73,14 @@ class Claims:
         self._words[_WORKERS] = workers
 
     def active(self, source: Source) -> int:
-        """How many connections ``source`` has in the whole pool."""
+        """How many connections ``source`` has in the whole pool. One that goes from a lane to the park meanwhile, or
+        back, is found in both: lanes are counted before and after, and the lower count is right."""
         words, memory, digest = self._words, self._memory, source.digest
         count = memory[: words[_ROWS] << 3].count(digest)
         if words[_HAS_PARKED] and any(used := words[_USED : _USED + words[_WORKERS]].tolist()):
-            count += memory[_TRANSIT << 3 : (_TRANSIT + TRANSITS * len(used)) << 3].count(digest)
-            count += sum(self._parked_at(worker, source.number) for worker, parked in enumerate(used) if parked)
+            parked = memory[_TRANSIT << 3 : (_TRANSIT + TRANSITS * len(used)) << 3].count(digest)
+            parked += sum(self._parked_at(worker, source.number) for worker, some in enumerate(used) if some)
+            count = parked + min(count, memory[: words[_ROWS] << 3].count(digest))
         return count
 
     def claim(self, lane: int, source: Source) -> None:

@@ -35,9 +35,9 @@ _SIGNALS = """
 Signals to the master:
   TERM        stop gracefully: open connections have timeouts.graceful to finish
   INT, QUIT   stop now
-  HUP         reload configuration and code; what cannot be used changes nothing
-  USR2        upgrade: a new master on the same listeners
+  HUP         reload: the configuration and the handler's code as they are now
   USR1        reopen the log file
+  USR2        upgrade: a new master on the same listeners takes over when it is ready
   TTIN, TTOU  one worker more, one less
 """
 

@@ -81,12 +81,10 @@ class Conversation:
 
     def has_input(self) -> bool:
         """Whether bytes of the next exchange were read already: no epoll would tell of them."""
-        connection = self.connection
-        if isinstance(connection, ssl.SSLSocket):
-            if connection.pending():
-                return True
-        elif not self.is_plain:
-            return True  # some other layer of the handler's: nobody can tell
+        if not self.is_plain:
+            connection = self.connection
+            if not isinstance(connection, ssl.SSLSocket) or connection.pending():
+                return True  # or some other layer of the handler's: nobody can tell
         return _has_buffered(getattr(self.handler, "rfile", None))
 
     @property
@@ -95,6 +93,8 @@ class Conversation:
 
         Source: SSLContext.wrap_socket detaches the socket that it is given.
         """
+        if self.is_plain:
+            return self._request
         return next((each for each in self._layers if isinstance(each, ssl.SSLSocket)), self._request)
 
     @property
@@ -106,7 +106,8 @@ class Conversation:
     @property
     def is_plain(self) -> bool:
         """Whether what the client sends is what the handler reads: no TLS put on."""
-        return all(each is self._request for each in self._layers) and not isinstance(self._request, ssl.SSLSocket)
+        request, (connection, own) = self._request, self._layers
+        return connection is request and own is request and not isinstance(request, ssl.SSLSocket)
 
     @property
     def _layers(self) -> tuple[Any, Any]:
@@ -173,16 +174,17 @@ def _stock_attribute(cls: type, name: str) -> Any:
     return None
 
 
-def _has_buffered(rfile: Any) -> bool:
-    """Whether a reader holds bytes that it read ahead, without a read of its own; one that does not tell may.
+def _read_nothing(_buffer: Any) -> None:
+    """Source: io.RawIOBase.readinto, where None means that nothing is there now."""
 
-    Source: io.RawIOBase.readinto, where None means that nothing is there now.
-    """
+
+def _has_buffered(rfile: Any) -> bool:
+    """Whether a reader holds bytes that it read ahead, without a read of its own; one that does not tell may."""
     if not isinstance(rfile, io.BufferedReader):
         return False
     raw: Any = rfile.raw
     try:
-        raw.readinto = lambda _buffer: None
+        raw.readinto = _read_nothing
     except AttributeError:
         return True  # no SocketIO: a file of the handler's own
     try:

@@ -60,6 +60,8 @@ class Crew:
     Constructed anywhere; ``start`` after the fork, since an epoll made before it is shared.
     """
 
+    lanes_accept = True
+
     def __init__(
         self,
         stations: Sequence[Station],
@@ -71,22 +73,20 @@ class Crew:
         on_stop_asked: Callable[[], None],
         on_released: Callable[[], None] = lambda: None,
     ) -> None:
-        self.terms = terms
+        self.terms, self.here = terms, Here()
         self.door = Door(terms.limits, register)
-        self.here = Here()
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
-        posts: dict[int, Any] = self.stations | (intakes(pairs, self.stations) if pairs is not None else {})
-        self.intakes = [post for post in posts.values() if isinstance(post, Intake)]
+        passed: dict[int, Any] = intakes(pairs, self.stations) if pairs is not None else {}
+        self.intakes: list[Intake] = list(passed.values())
+        posts = self.stations | passed if self.lanes_accept else passed
         self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
         takers = [fd for fd, post in posts.items() if not isinstance(post, Station) or post.is_stream]
         self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
         self.lost_listener, self.serves_queue, self._is_released = "", False, False
-        self._rows = quarters.lanes
-        self._on_stop_asked = on_stop_asked
-        self._on_released = on_released
-        self._phase = Phase.SERVING
-        self._phase_ends = self._idle_ends = self._next_service = math.inf
+        self._rows, self._on_stop_asked, self._on_released = quarters.lanes, on_stop_asked, on_released
+        self._phase, self._phase_ends = Phase.SERVING, math.inf
+        self._idle_ends = self._next_service = math.inf
         self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
@@ -109,10 +109,11 @@ class Crew:
         with self._lock:
             return bool(self.park or self.wakeups.has_passed_on or self._attendant.unsent)
 
-    def watch_closely(self) -> None:
-        """A lane takes a connection while others are parked, or it leaves and parks one: have it noticed soon."""
-        if not self._attendant.is_close:
-            self._attendant.is_close = True
+    def watch_closely(self, *, if_full: bool = False) -> None:
+        """A lane that leaves has parked a connection, or all have one while others are parked: be there soon."""
+        attendant = self._attendant
+        if not (attendant.is_close or (if_full and any(lane.request is None for lane in self._lanes))):
+            attendant.is_close = True
             self._wake()
 
     def hand_over(self, parked: Parked) -> None:
@@ -157,12 +158,9 @@ class Crew:
         ``hand_over``: other workers go on, and shall have those that are parked.
         """
         with self._lock:
-            if serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING):
-                for station in self.stations.values():
-                    station.queued = queue_length(station.server.socket)
-                self.serves_queue = True
-            else:
-                self.serves_queue = False
+            self.serves_queue = serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING)
+            for station in self.stations.values() if self.serves_queue else ():
+                station.queued = queue_length(station.server.socket)
             self._attendant.drain(time.monotonic(), hand_over=hand_over)
             if self._phase is Phase.SERVING:
                 self._enter(Phase.DRAINING, within)
@@ -337,7 +335,7 @@ class Crew:
 
     def _replace(self, lane: Lane) -> None:
         del self._threads[lane]
-        self.door.closed(self._rows[lane.number])
+        self.door.closed(self._rows[lane.number].number)
         successor = Lane(lane.number, self, self._rows[lane.number])
         self._lanes[lane.number] = successor
         self._start_thread(successor)

@@ -60,6 +60,18 @@ class SharedDatagramSocket(SharedSocket):
         """How much was read of the datagram that the calling lane has read last, if it was longer; else 0."""
         return self._question.cut_at
 
+    @property
+    def origin(self) -> tuple[ControlMessage, ...]:
+        """Where it came to, as an answer is to say it; nothing where the socket has one address only."""
+        return self._question.origin
+
+    def answer(self, data: Any, address: Any, origin: tuple[ControlMessage, ...]) -> None:
+        """Send ``data`` so that it leaves from ``origin``. Raises BlockingIOError where there is no room."""
+        if origin:
+            self.sendmsg([data], origin, 0, address)
+        else:
+            super().sendto(data, 0, address)
+
     def recvfrom(self, size: int, flags: int = 0, /) -> tuple[bytes, Any]:
         """As ever. Source: recvmsg(2) MSG_TRUNC, ip(7) IP_PKTINFO, ipv6(7) IPV6_RECVPKTINFO."""
         data, about, marks, asker = self.recvmsg(size, _ANCILLARY_BYTES, flags)

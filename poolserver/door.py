@@ -64,6 +64,8 @@ class Door:
     def __init__(self, limits: Limits, register: Register) -> None:
         self._register = register
         self._claims = register.claims
+        self.closed = register.claims.give_back
+        """With a row's number: the lane's connection is over."""
         self.change(limits)
 
     def change(self, limits: Limits) -> None:
@@ -106,10 +108,6 @@ class Door:
     def claimed(self, row: Row) -> int:
         """The number of the source that the lane's connection counts for; 0 when it counts for none."""
         return self._claims.claimed(row.number)
-
-    def closed(self, row: Row) -> None:
-        """The lane's connection is over: its claim is given back."""
-        self._claims.give_back(row.number)
 
     def _turn_away(self, request: socket.socket) -> None:
         """By a reset, which leaves nothing in the kernel; a plain close; or a text, which one send takes whole."""

@@ -55,9 +55,9 @@ _here = _Here()
 os.register_at_fork(after_in_child=_here.renew)
 
 
-def log_failure(text: str, *args: object) -> None:
-    """Log the exception being handled. ``text % args`` says what failed, and for whom."""
-    error = sys.exception()
+def log_failure(text: str, *args: object, error: BaseException | None = None) -> None:
+    """Log the exception being handled, or ``error``. ``text % args`` says what failed, and for whom."""
+    error = error or sys.exception()
     if error is None:  # a handle_error of the user's calls ours when nothing was raised
         log_line(logging.ERROR, text, *args)
         return

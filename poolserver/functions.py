@@ -35,8 +35,6 @@ def handler_around(function: Callable[..., object], named: str) -> type[Function
     Raises:
         ConfigError: it is no plain function of two arguments.
     """
-    if inspect.iscoroutinefunction(function):
-        raise ConfigError(f"server.handler: {named} is a coroutine function, which this version cannot serve")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigError(f"server.handler: {named} is a generator function, whose call runs nothing of it")
     names = {

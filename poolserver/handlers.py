@@ -1,30 +1,28 @@
-"""What is served: load the handler, choose the server class, build the server objects that lanes serve.
+"""What is served: load the handler and the server class, and make the stations where lanes serve them.
 
 Runs in a worker (so that a restart loads new code), in the one process of ``-w 0``, and in ``check``.
 """
 
-import errno
 import importlib
 import inspect
 import logging
-import socket
 import socketserver
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any
 
-from poolserver.adapter import LaneServer, adapted, passed_over
+from poolserver.adapter import LaneServer, passed_over
 from poolserver.address import Address
+from poolserver.aio import LoopHandler, kind_of, loop_handler
 from poolserver.conversation import handler_class, is_conversational, is_movable
-from poolserver.datagrams import shared
 from poolserver.errors import ConfigError
 from poolserver.functions import FunctionHandler, handler_around
 from poolserver.listener import Listener
-from poolserver.shared_socket import SharedSocket
+from poolserver.seating import server_for
 from poolserver.station import Station, Terms
 from poolserver.waits import Step, Wait
 
@@ -34,6 +32,11 @@ DEFER_ACCEPT = 1
 """Seconds of TCP_DEFER_ACCEPT where a lane would have to wait for the client's first byte anyway: most connections then
 come with it, and are served at once (88 of 100 had no data yet at accept(2) without it). It is no shield: after the
 time, connections come all the same."""
+
+_WANTED = (
+    "want a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address), a coroutine function"
+    " f(reader, writer), an asyncio protocol, or a socketserver server class with a RequestHandlerClass of its own"
+)
 
 _STREAM_ONLY = socketserver.StreamRequestHandler
 _DATAGRAM_ONLY = socketserver.DatagramRequestHandler
@@ -47,15 +50,6 @@ class Service:
 
     handler: Any
     server_class: type[socketserver.BaseServer] | None
-
-
-class PlainHTTPServer(HTTPServer):
-    """HTTPServer without its look-up of the host's full name, which a dead resolver makes a wait of seconds."""
-
-    def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)
-        address: Any = self.server_address
-        self.server_name, self.server_port = (str(address), 0) if isinstance(address, str) else address[:2]
 
 
 def load(handler: str, server_class: str, pythonpath: Sequence[Path] = ()) -> Service:
@@ -85,10 +79,16 @@ def service_of(attribute: Any, handler: str, server_class: str) -> Service:
                 f"server.handler: {handler} is a server class, and so is server.server_class: give one of them"
             )
         return _service_of(attribute, handler)
+    if (on_loop := loop_handler(attribute, handler)) is not None:
+        if chosen is not None:
+            raise ConfigError(
+                f"server.server_class: {handler} is {kind_of(on_loop)}, which no socketserver class serves"
+            )
+        return Service(on_loop, None)
     if inspect.isroutine(attribute):
         return Service(handler_around(attribute, handler), chosen)
     if not (isinstance(attribute, type) and issubclass(attribute, socketserver.BaseRequestHandler)):
-        raise ConfigError(f"server.handler: {handler} is {_kind(attribute)}{_remedy(attribute)}")
+        raise ConfigError(f"server.handler: {handler} is {_kind(attribute)}; {_WANTED}")
     return Service(attribute, chosen)
 
 
@@ -107,6 +107,12 @@ def call(spec: str, key: str) -> None:
         raise ConfigError(f"{key}: {spec}: {type(error).__name__}: {error}", traceback.format_exc()) from error
 
 
+def refuse_missing(spec: str, key: str) -> None:
+    """Refuse what ``key`` names if ``call`` could not call it. Raises ConfigError."""
+    if spec and not callable(_import(spec, key)):
+        raise ConfigError(f"{key}: {spec} is no function")
+
+
 def fitting(service: Service, address: Address) -> None:
     """Refuse a handler on a kind of address that it cannot serve, and one that waits for what there is not.
 
@@ -118,11 +124,17 @@ def fitting(service: Service, address: Address) -> None:
     unfit = _DATAGRAM_ONLY if address.is_stream else _STREAM_ONLY
     if isinstance(handler, type) and issubclass(handler, unfit):
         raise ConfigError(f"server.handler: {handler.__name__} is a {unfit.__name__}, which cannot serve {address.url}")
+    if isinstance(handler, type) and issubclass(handler, LoopHandler) and not _fits(handler, address):
+        raise ConfigError(f"server.handler: {handler.__name__} is {kind_of(handler)}, which cannot serve {address.url}")
     if isinstance(handler, type) and issubclass(handler, FunctionHandler) and not address.is_stream:
         raise ConfigError(
             f"server.handler: {handler.__name__} is a plain function, which serves connections and cannot serve"
             f" {address.url}; want a socketserver.DatagramRequestHandler"
         )
+
+
+def _fits(handler: type[LoopHandler], address: Address) -> bool:
+    return handler.serves_streams if address.is_stream else handler.serves_datagrams
 
 
 def stations(service: Service, listeners: Sequence[Listener], terms: Terms) -> list[Station]:
@@ -133,7 +145,9 @@ def stations(service: Service, listeners: Sequence[Listener], terms: Terms) -> l
     """
     for listener in listeners:
         fitting(service, listener.address)
-    return [station(_server_for(service, listener), listener, terms) for listener in listeners]
+    return [
+        station(server_for(service.handler, service.server_class, listener), listener, terms) for listener in listeners
+    ]
 
 
 def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
@@ -191,102 +205,6 @@ def _own_wait(handler: Any) -> Wait:
     return Wait(own)
 
 
-class _Seated(LaneServer):
-    """A server object on the master's listener, ``seat``, in place of the socket that its constructor makes.
-
-    Its own ``server_bind`` and ``server_activate`` run once, against a socket on which ``bind`` and ``listen`` do
-    nothing; in the constructor, if the class binds there whatever it is told.
-    """
-
-    seat: ClassVar[SharedSocket]
-    _is_bound = False
-
-    def take_seat(self) -> None:
-        """After the constructor."""
-        refuse_wrapped(self.socket)
-        if not self._is_bound:
-            self.server_bind()
-            self.server_activate()
-
-    def server_bind(self) -> None:
-        """Run the class's own, on the seat."""
-        self._is_bound = True
-        refuse_wrapped(self.socket)
-        self.socket.close()
-        self.socket = self.seat
-        super().server_bind()
-
-
-def refuse_wrapped(sock: socket.socket) -> None:
-    """Refuse a listener that speaks TLS: one silent client would stop a lane for ever, and over a plain descriptor of
-    it everything would be sent in the clear.
-
-    Raises:
-        ConfigError: says where to wrap instead.
-    """
-    if getattr(sock, "context", None) is not None:
-        raise ConfigError("a TLS-wrapped listener cannot be shared: bind tls://, or wrap each connection in setup()")
-
-
-def _server_for(service: Service, listener: Listener) -> LaneServer:
-    stock = service.server_class or _stock_class(service.handler, listener)
-    names = {"address_family": listener.address.family, "seat": shared(listener.socket)}
-    cls = type(stock.__name__, (_Seated, adapted(stock)), names | {"__module__": stock.__module__})
-    try:
-        server = _made(cls, listener, service.handler)
-        server.take_seat()
-        return server
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"server class {stock.__name__} cannot be made for {listener.url}: {type(error).__name__}: {error}",
-            traceback.format_exc(),
-        ) from error
-
-
-def _made(cls: type[_Seated], listener: Listener, handler: Any) -> _Seated:
-    """The constructor opens a socket, if only to throw it away: where no family but AF_UNIX may be opened, one of that.
-
-    Source: systemd.exec(5), RestrictAddressFamilies=.
-    """
-    address = listener.socket.getsockname()
-    try:
-        return cast(_Seated, _call(cls, address, handler))
-    except OSError as error:
-        if error.errno != errno.EAFNOSUPPORT:
-            raise
-    cls.address_family = socket.AF_UNIX
-    server = cast(_Seated, _call(cls, address, handler))
-    server.address_family = listener.address.family
-    return server
-
-
-def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> socketserver.BaseServer:
-    """``cls(address, handler, bind_and_activate=False)``, less what its signature lacks."""
-    make: Any = cls
-    parameters = inspect.signature(cls).parameters
-    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-    positional = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.VAR_POSITIONAL,
-    )
-    places = sum(99 if each.kind is positional[2] else 1 for each in parameters.values() if each.kind in positional)
-    arguments = [address] if handler is None or places < 2 else [address, handler]
-    if takes_any or "bind_and_activate" in parameters:
-        return cast(socketserver.BaseServer, make(*arguments, bind_and_activate=False))
-    return cast(socketserver.BaseServer, make(*arguments))
-
-
-def _stock_class(handler: Any, listener: Listener) -> type[socketserver.BaseServer]:
-    if not listener.is_stream:
-        return socketserver.UDPServer
-    if isinstance(handler, type) and issubclass(handler, BaseHTTPRequestHandler):
-        return PlainHTTPServer
-    return socketserver.TCPServer
-
-
 def _service_of(server_class: type[socketserver.BaseServer], spec: str) -> Service:
     handler = getattr(server_class, "RequestHandlerClass", None)
     if handler is None:
@@ -318,16 +236,6 @@ def _import(spec: str, key: str) -> Any:
         except AttributeError:
             raise ConfigError(f"{key}: module {module_name} has no {path!r}") from None
     return found
-
-
-def _remedy(attribute: Any) -> str:
-    bases = attribute.__mro__ if isinstance(attribute, type) else ()
-    if any(base.__module__ == "asyncio.protocols" for base in bases):
-        return ", an asyncio protocol, which this version cannot serve"
-    return (
-        "; want a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address),"
-        " or a socketserver server class with a RequestHandlerClass of its own"
-    )
 
 
 def _kind(attribute: Any) -> str:

@@ -55,7 +55,7 @@ class CrewOfLane(Protocol):
     @property
     def park(self) -> Park: ...
 
-    def watch_closely(self) -> None: ...
+    def watch_closely(self, *, if_full: bool = False) -> None: ...
 
     def hand_over(self, parked: Parked) -> None: ...
 
@@ -65,7 +65,7 @@ class CrewOfLane(Protocol):
 class Handling:
     """Runs in a lane's thread.
 
-    ``request`` and ``address`` are the connection it has, None while idle, for the crew to see.
+    ``request`` and ``address`` are the connection it has, None while idle, for the crew to see; ``began``: since when.
     """
 
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
@@ -73,7 +73,7 @@ class Handling:
         self.request: Any = None
         self.address: Any = None
         self.deadline = math.inf
-        self._began = 0.0
+        self.began = 0.0
         self._ended_from_outside: tuple[Any, Outcome] | None = None
         self._suspended: Parked | None = None
         self._door = None if crew.door.is_open else crew.door
@@ -111,7 +111,7 @@ class Handling:
         if self._has_access_log:
             self._moved = access.moved(request)
         idle = self._station.idle_timeout
-        lasted = time.monotonic() - self._began
+        lasted = time.monotonic() - self.began
         if idle and lasted >= idle and self._ended_from_outside is None and is_idle(request, idle):
             self.end_as(request, Outcome.TIMEOUT_IDLE)
 
@@ -122,12 +122,12 @@ class Handling:
         self._station = station
         self.address = address
         self.request = request
+        self.began = time.monotonic()
         if self._parked:
-            self._crew.watch_closely()
-        self._began = time.monotonic()
-        self._born = parked.born if parked is not None else self._began
+            self._crew.watch_closely(if_full=True)
+        self._born = parked.born if parked is not None else self.began
         if self._handler_timeout:
-            self.deadline = self._began + self._handler_timeout
+            self.deadline = self.began + self._handler_timeout
         try:
             end = self._serve(server, request, address, parked)
         except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included
@@ -150,7 +150,7 @@ class Handling:
             if not end.is_refusal:
                 access.tell(station, address, self.number, self._born, sizes or access.moved(request), end)
         if self._door is not None:
-            self._door.closed(row)
+            self._door.closed(row.number)
 
     def _suspend(self, parked: Parked) -> None:
         """The conversation goes on when the client speaks again, or at once, after others, if it has spoken."""

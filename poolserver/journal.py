@@ -5,16 +5,13 @@ Used by ``log.py`` where standard error is the journal. Sending never waits: wha
 to standard error as a line, as without the extra.
 """
 
-import fcntl
 import importlib
 import logging
 import socket
 from typing import Any
 
 from poolserver.lines import TextFormatter
-
-LOWEST_OWN_FD = 10
-"""A handler that closes descriptors 0-9 must not make the next client's connection our log."""
+from poolserver.streams import own_copy
 
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """What the journal calls them. Source: syslog(3)."""
@@ -29,7 +26,7 @@ class Journal:
         self._transport = transport
         self._formatter = TextFormatter()
         with transport.socket as low:
-            transport.socket = socket.socket(fileno=fcntl.fcntl(low.fileno(), fcntl.F_DUPFD_CLOEXEC, LOWEST_OWN_FD))
+            transport.socket = socket.socket(fileno=own_copy(low.fileno()))
         transport.socket.setblocking(False)
 
     def fileno(self) -> int:

@@ -40,6 +40,7 @@ class Lane(Reception):
         super().__init__(number, crew, row)
         self.is_accepting = True
         self._fruitless = 0
+        self._arriving: Station | None = None
         self._stop_poll = crew.wakeups.poller([crew.wakeups.stop_fd])
         self._is_one_of_many = crew.wakeups.is_shared
         self._queue_polls = {fd: crew.wakeups.poller([fd]) for fd in crew.stations}
@@ -57,6 +58,9 @@ class Lane(Reception):
                 self._take_in(post)
             elif post is not None:
                 self._take_up(post)
+                # In turn: the epoll tells of the listener once in a round of all that are ready, and of one newcomer.
+                if self._arriving is not None and not self.take(self._arriving):
+                    self._arriving = None
             if post is None or crew.shortage.is_due():  # nothing for long; or is there room again?
                 for each in crew.stations.values():
                     self.take(each)
@@ -89,6 +93,7 @@ class Lane(Reception):
             self._crew.wakeups.look_again(station)
             return self._on_nothing()  # if it raised before its accept, the listener is as ready as before
         self._fruitless = 0
+        self._arriving = station if station.is_stream else None
         if self._is_one_of_many and self._has_more(station):
             self._crew.wakeups.look_again(station)
         if self._crew.shortage.is_on:

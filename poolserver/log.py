@@ -5,27 +5,23 @@ a line, so that lines of several processes in one file are never torn, and a fai
 """
 
 import contextlib
-import fcntl
 import logging
 import os
-import select
-import sys
 from collections.abc import Callable, Iterator
 
 import setproctitle
 
-from poolserver import journal
+from poolserver import journal, streams
 from poolserver.errors import ConfigError
-from poolserver.journal import LOWEST_OWN_FD, Journal
+from poolserver.journal import Journal
 from poolserver.lines import formatter
 from poolserver.privileges import Account, made_for
+from poolserver.streams import own_copy, put
 
 LOGGER = "poolserver"
 
 ACCESS = "poolserver.access"
 """The logger of ``access.py``."""
-
-_PIPE_BUF = 4096
 
 Announce = Callable[[str], None]
 """Tells whoever waits for it, in one line, that the pool serves."""
@@ -83,7 +79,7 @@ class LineHandler(logging.Handler):
         record = logging.LogRecord(LOGGER, logging.INFO, "", 0, text, None, None)
         record.role, record.service = _speaker, _service
         try:
-            _write(self._fd, self._octets(record))
+            put(self._fd, self._octets(record))
         except OSError as error:
             raise ConfigError(f"log.file: cannot write {self.path}: {error.strerror or error}") from error
 
@@ -111,13 +107,17 @@ class LineHandler(logging.Handler):
         finally:
             self.release()
 
+    def count_lost(self) -> None:
+        """A line that was printed, and not through the log, is lost."""
+        self._lost += 1
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             if self._lost:
                 record.lost = self._lost
             record.role, record.service = _speaker, _service
             if not self._is_told_natively(record):
-                _write(self._fd, self._octets(record))
+                put(self._fd, self._octets(record))
             self._lost = 0
         except Exception:  # noqa: BLE001 - disk full, pipe broken, a record that cannot be formatted: counted above
             self._lost += 1
@@ -140,11 +140,11 @@ class LineHandler(logging.Handler):
 
     def _open(self) -> int:
         if not self.path:
-            return _own_copy(2)
+            return own_copy(2)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         fd = made_for(self._owner, self.path, lambda: os.open(self.path, flags, 0o640))
         try:
-            return _own_copy(fd)
+            return own_copy(fd)
         finally:
             os.close(fd)
 
@@ -256,6 +256,16 @@ def take_standard_streams() -> None:
     _has_standard_streams = True
 
 
+def keep_prints_from_waiting() -> None:
+    """Of what this process prints, what cannot be written is counted with the lines of the log that are lost."""
+    streams.keep_from_waiting(_count_lost)
+
+
+def _count_lost() -> None:
+    if _handler is not None:
+        _handler.count_lost()
+
+
 def reopen() -> None:
     """After a rotation. Nothing in a library call, where the log belongs to the caller."""
     for handler in (_handler, _access_handler):
@@ -278,38 +288,6 @@ def slot() -> int:
 def announce(line: str) -> None:
     """One line on standard error, whatever the log's settings: scripts wait for it. Standard error may be gone."""
     try:
-        os.write(2, f"poolserver: {line}\n".encode("utf-8", "backslashreplace"))
+        put(2, f"poolserver: {line}\n".encode("utf-8", "backslashreplace"))
     except OSError:
         logging.getLogger(LOGGER).info("%s", line)
-
-
-def keep_standard_descriptors() -> None:
-    """Where 0, 1 or 2 is closed, the next socket would become somebody's standard error: put /dev/null there."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115 - for the process's whole life
-
-
-def _write(fd: int, octets: bytes) -> None:
-    """Write without ever waiting: a reader that is stopped must stop nobody else.
-
-    A pipe or socket that is ready takes this much at once; what it does not is lost. Source: pipe(7), PIPE_BUF.
-
-    Raises:
-        OSError: it takes nothing now, or never will.
-    """
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    for start in range(0, len(octets), _PIPE_BUF):
-        if not poller.poll(0):
-            raise BlockingIOError
-        os.write(fd, octets[start : start + _PIPE_BUF])
-
-
-def _own_copy(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_OWN_FD)

@@ -16,7 +16,7 @@ from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
 from poolserver.parked import READY, Limits, Parked
-from poolserver.rows import Outcome, Quarters
+from poolserver.rows import BETWEEN, NEW, Outcome, Quarters
 from poolserver.station import Terms
 from poolserver.waits import Step, Verdict
 from poolserver.wakeups import Wakeups
@@ -58,11 +58,11 @@ class Park:
         self._ordinal = quarters.ordinal
         self._claims = claims
         self._lock = claims.lock
-        self._between = 0
+        self._new = self._between = self._lent = 0
         self._sent: dict[int, float] = {}
 
     def __len__(self) -> int:
-        return len(self.prefaces) + len(self.silent) + len(self.speaking) + len(self.between)
+        return self._new + self._between - self._lent
 
     def add(self, parked: Parked, lane: int) -> list[Parked]:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
@@ -79,6 +79,14 @@ class Park:
             if parked.ending is None and not self._watch(parked):
                 gone.append(parked)
         return gone
+
+    def lend(self, parked: Parked, lane: int) -> None:
+        """Count what ``lane`` has as parked, though another looks after it, who ends it with ``give`` or ``drop``."""
+        with self._lock:
+            self._count(parked, lane)
+            parked.is_lent = True
+            self._lent += 1
+            self._publish(parked, 1)
 
     def pass_on(self, parked: Parked, lane: int) -> None:
         """Leave what ``lane`` has to the next lane that has time, behind what is ready now."""
@@ -310,8 +318,11 @@ class Park:
     def _publish(self, parked: Parked, change: int) -> None:
         if parked.is_between:
             self._between += change
+            self.row.parked(BETWEEN, self._between)
+        else:
+            self._new += change
+            self.row.parked(NEW, self._new)
         (self.crowd.come if change > 0 else self.crowd.leave)(parked.address)
-        self.row.parked(len(self) - self._between, self._between)
 
     def _count(self, parked: Parked, lane: int) -> None:
         if parked.claim:
@@ -319,6 +330,10 @@ class Park:
             parked.is_counted = self._claims.park(self._ordinal, parked.claim)
 
     def _uncount(self, parked: Parked) -> None:
+        if parked.is_lent:
+            parked.is_lent = False
+            self._lent -= 1
+            self._publish(parked, -1)
         if parked.is_counted:
             parked.is_counted = False
             self._claims.unpark(self._ordinal, parked.claim)

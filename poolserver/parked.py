@@ -15,6 +15,10 @@ from poolserver.rows import Outcome
 from poolserver.station import Station, Terms
 from poolserver.waits import Step, Verdict, Wait, judge, judge_header
 
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # as flags they cost a microsecond each time
+_GLANCE = 2048
+"""Bytes that are looked at first: nearly every line or head is shorter."""
+
 READY = (Verdict.COMPLETE, Verdict.ENDED)
 _PREFACE_ENDINGS = {Step.HEADER: Outcome.REFUSED_PROXY, Step.HANDSHAKE: Outcome.TIMEOUT_HANDSHAKE}
 UNFIT = {Verdict.TOO_LONG: Outcome.REFUSED_MAX_HEAD, Verdict.RESET: Outcome.REFUSED_RESET}
@@ -27,8 +31,8 @@ class Parked:
     ``since``: when it was accepted, when its ``step`` or its next request began, or when its last exchange ended.
     ``born``: when it was accepted, or came from another worker. ``claim``: the number of the source that it counts for,
     0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
-    ``is_leaving``: a lane is to finish it for another worker to go on with. ``wants_room``: what it waits for is that
-    the client takes what was sent.
+    ``is_leaving``: a lane is to finish it for another worker to go on with. ``is_lent``: it is in an event loop's
+    lobby. ``wants_room``: what it waits for is that the client takes what was sent.
     """
 
     station: Station
@@ -45,6 +49,7 @@ class Parked:
     is_counted: bool = False
     is_in_hand: bool = False
     is_leaving: bool = False
+    is_lent: bool = False
     has_news: bool = False
     step: Step = Step.REQUEST
     wants_room: bool = False
@@ -83,6 +88,9 @@ def look(request: Any, wait: Wait, most: int, *, may_be_tls: bool = False) -> Ve
     return _look(request, 1 if wait is Wait.DATA else most, partial(judge, wait, most=most, may_be_tls=may_be_tls))
 
 
+_recv = socket.socket.recv
+
+
 def _look(request: Any, most: int, judge: Callable[[bytes], Verdict]) -> Verdict:
     """Source: recv(2) MSG_PEEK, MSG_DONTWAIT."""
     try:
@@ -90,9 +98,11 @@ def _look(request: Any, most: int, judge: Callable[[bytes], Verdict]) -> Verdict
             return Verdict.COMPLETE
         if request.gettimeout() and not _has(request, select.POLLIN | select.POLLRDHUP):
             return Verdict.SILENT  # on a socket with a time-out, recv would wait for it, whatever the flags
-        octets = socket.socket.recv(request, most, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        octets = _recv(request, min(most, _GLANCE), _PEEK)
         if not octets:
             return Verdict.ENDED
+        if len(octets) == _GLANCE:
+            octets = _recv(request, most, _PEEK)
         verdict = judge(octets)
         # The end of its input is not seen before what is unread: all that will ever be there is there.
         is_all = verdict is Verdict.PARTIAL and _has(request, select.POLLRDHUP)

@@ -1,6 +1,6 @@
 """The narrow values that each part needs of the configuration: nobody is handed the whole."""
 
-from poolserver import tls
+from poolserver import aio, tls
 from poolserver.admission import Limits
 from poolserver.listener import Options
 from poolserver.networks import Networks
@@ -56,7 +56,8 @@ def listener_options(settings: Config) -> Options:
 
 
 def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> Terms:
-    """The narrow values that a crew needs. Raises ConfigError where the certificate cannot be used."""
+    """The narrow values that a crew needs. Raises ConfigError where certificate or event loop cannot be used."""
+    aio.refuse_missing(settings.pool.event_loop)
     timeouts, parking, proxy = settings.timeouts, settings.parking, settings.proxy_protocol
     return Terms(
         limits=Limits.parse(**settings.limits.model_dump()),
@@ -74,6 +75,7 @@ def terms_of(settings: Config, backlog: int, service_interval: float = 0.5) -> T
         proxy_timeout=proxy.timeout,
         tls=tls.context_for(settings.server.bind, **settings.tls.model_dump(exclude={"handshake_timeout"})),
         handshake_timeout=settings.tls.handshake_timeout,
+        event_loop=settings.pool.event_loop,
         service_interval=service_interval,
         has_access_log=bool(settings.log.access),
         tick=max(SHORTEST_TICK, min(LONGEST_TICK, timeouts.worker / SIGNS)) if timeouts.worker else LONGEST_TICK,

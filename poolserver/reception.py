@@ -169,7 +169,7 @@ class Reception(Handling):
         parked.ending = outcome
         self._crew.park.drop(parked)
         if self._door is not None:
-            self._door.closed(self._row)
+            self._door.closed(self._row.number)
 
 
 def _read_header(request: socket.socket, mode: str) -> Header:

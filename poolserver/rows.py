@@ -125,9 +125,9 @@ class CrewRow:
         """One more connection ended so, in no lane's hands."""
         self._words[outcome] += 1
 
-    def parked(self, new: int, between: int) -> None:
-        self._words[NEW] = new
-        self._words[BETWEEN] = between
+    def parked(self, kind: int, count: int) -> None:
+        """So many of that kind, ``NEW`` or ``BETWEEN``, are parked."""
+        self._words[kind] = count
 
     def oldest(self, since_ns: int, *, is_stressed: bool) -> None:
         """For the watcher, at each of its looks."""

@@ -116,6 +116,7 @@ class Pool(Section):
     workers: WorkerCount = "auto"
     # After workers, which its validator looks at. The default needs no check: 1024 x 8 lanes fit.
     threads: Annotated[int, Field(ge=1, le=MAX_LANES)] = 8
+    event_loop: Literal["auto", "asyncio", "uvloop"] = "auto"
 
     @field_validator("threads")
     @classmethod

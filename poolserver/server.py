@@ -23,7 +23,7 @@ from poolserver.crew import run_in_lane
 from poolserver.door import Register
 from poolserver.errors import ConfigError
 from poolserver.generation import Generation
-from poolserver.handlers import PlainHTTPServer, refuse_wrapped, station
+from poolserver.handlers import station
 from poolserver.listener import Listener, Options, adopt
 from poolserver.master import Master
 from poolserver.parties import Spawn
@@ -31,6 +31,7 @@ from poolserver.pool import Pool
 from poolserver.portions import allowance_of, terms_of
 from poolserver.recycling import Recycler
 from poolserver.scoreboard import Scoreboard
+from poolserver.seating import PlainHTTPServer, refuse_wrapped
 from poolserver.sections import Config, Timeouts
 from poolserver.service import stayers
 from poolserver.shared_socket import SharedSocket

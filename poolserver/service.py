@@ -113,6 +113,8 @@ def _serve(
     journal = environ.get("JOURNAL_STREAM", "")
     log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account, settings.log.access)
     log.introduce("master", settings.server.service_name)
+    if is_final:
+        log.keep_prints_from_waiting()
     heir = surroundings.heir
     if heir is not None:
         log.present()[0].prove("log opened for an upgrade")

@@ -23,7 +23,7 @@ WAYS = 8
 """Entries of a bucket: the words of one field of a bucket are one cache line."""
 
 ENTRIES = 65_536
-"""At most so many sources: 4.5 MiB a table, of which pages that nobody touched cost nothing."""
+"""At most so many sources: 4 MiB a table, of which pages that nobody touched cost nothing."""
 
 _BUCKETS = ENTRIES // WAYS - 1
 """A prime, 8,191: the remainder depends on all bits of a digest, of which some are always set."""

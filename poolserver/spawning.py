@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from poolserver import process, signals
+from poolserver.aio import crew_for
 from poolserver.commands import Command
 from poolserver.console import Console
 from poolserver.crew import Crew
@@ -91,7 +92,7 @@ class ResidentSpawn:
         resident = Resident()
         stations = self._generation.make_stations()
         self._generation.on_start()
-        self._crew = Crew(
+        self._crew = crew_for(stations)(
             stations,
             self._board.quarters(berth),
             self._generation.terms,

@@ -75,6 +75,7 @@ class Terms:
     proxy_timeout: float = 5.0
     tls: ssl.SSLContext | None = None
     handshake_timeout: float = 10.0
+    event_loop: str = "auto"
     service_interval: float = 0.5
     has_access_log: bool = False
     tick: float = 1.0

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from poolserver import log, systemd
+from poolserver import log, streams, systemd
 from poolserver.address import parse
 from poolserver.errors import ConfigError
 from poolserver.heir import Heir
@@ -44,7 +44,7 @@ def surround(section: Server, serve: Callable[[Surroundings], None], heir: Heir 
         SystemRefusedError: the pid file is another's, or only root could do this.
         PoolserverError: what ``serve`` raises, in a daemon too, as long as it does not serve.
     """
-    log.keep_standard_descriptors()
+    streams.keep_descriptors()
     if heir is not None or not section.daemonize:
         if section.daemonize:
             log.take_standard_streams()

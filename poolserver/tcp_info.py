@@ -89,6 +89,16 @@ def is_idle(request: object, seconds: float) -> bool:
     return bool(min(sent, received) >= seconds * 1000 - _JIFFY)
 
 
+def quiet_seconds(sock: socket.socket) -> float:
+    """For how long nothing came on this TCP connection and nothing went; 0 for one that is closed."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 12)
+    except OSError:
+        return 0.0
+    sent, _, received = struct.unpack_from("=3I", info, _LAST_SENT)
+    return float(min(sent, received)) / 1000
+
+
 def _is_readable(request: socket.socket) -> bool:
     """Whether there is something to read, an end or an error included."""
     poller = select.poll()

@@ -69,6 +69,11 @@ class Wakeups(Generic[T]):
             except OSError:
                 pass  # turned from already, or closed by a handler
 
+    def fileno(self) -> int:
+        """For an event loop to wait on: readable when ``wait``, or after ``part`` ``wait_parked``, has something. Never
+        with posts that are listeners: within another epoll nothing is exclusive."""
+        return self._parking.fileno()
+
     def watch(self, fd: int, *, has_room: bool = False) -> None:
         """Tell of what arrives on a parked connection, and if asked of room for what is to be sent. What is there
         already tells at once.

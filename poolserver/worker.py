@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from poolserver import log, process, signals, stacks
+from poolserver.aio import crew_for
 from poolserver.commands import WORKER_SIGNALS, Order
-from poolserver.crew import Crew
 from poolserver.door import Register
 from poolserver.errors import ConfigError
 from poolserver.generation import Generation
@@ -94,6 +94,7 @@ class Worker:
         """Serve until told to leave. Returns the exit status."""
         signals.reset_in_child()
         log.introduce(f"worker {self._seat.slot}", self._generation.name, self._seat.slot)
+        log.keep_prints_from_waiting()
         if self._seat.stacks_fd >= 0:
             stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
@@ -109,7 +110,7 @@ class Worker:
 
     def _serve(self, stations: list[Station]) -> int:
         self._inbox: signals.Inbox[Order] = signals.Inbox.open()
-        self._crew = Crew(
+        self._crew = crew_for(stations)(
             stations,
             self._quarters,
             self._terms,
@@ -123,7 +124,11 @@ class Worker:
         if self._seat.is_canary and not self._may_go():
             self._generation.leave()
             return 0
-        self._crew.start(lambda: self._report(process.READY))
+        try:
+            self._crew.start(lambda: self._report(process.READY))
+        except ConfigError as error:
+            self._report_failure(error)
+            return ConfigError.exit_code
         self._crew.watch({self._inbox.fileno(): self._on_orders, self._seat.lifeline_fd: self._on_orphaned})
         self._tell_left()
         if self._is_orphaned:

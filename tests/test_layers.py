@@ -16,13 +16,14 @@ FILES = sorted(PACKAGE.glob("*.py"))
 # From the top down: a module imports only what stands below it.
 LAYERS = """
     __main__ cli top trends whereabouts tables check unit __init__ exporter server service legacy succession
-    surroundings daemonize pidfile vigil herald spawning console heir upgrader nurse companion control metrics queues
-    rendezvous remote master parties resident worker generation portions recycling handlers functions crew attendant
+    surroundings daemonize pidfile vigil herald spawning console heir upgrader nurse companion control metrics
+    queues rendezvous remote master parties resident worker generation portions recycling handlers seating aio_crew
+    aio_floor aio_deadlines aio_seat aio_lobby aio_datagrams aio_protocols aio_loop aio functions crew attendant
     deadlines mending here lane reception handling handover park access parked conversation shortage station door
     wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders address datagrams
-    shared_socket process inquiry stacks signals failures log journal lines privileges config sections values
-    proxy_protocol tls admission sources claims networks scoreboard rows crowds pool turnover fates roster upgrade
-    reload tally repeats snapshot events states estate commands errors
+    shared_socket process inquiry stacks signals failures log journal streams lines privileges config sections
+    values proxy_protocol tls admission sources claims networks scoreboard rows crowds pool turnover fates roster
+    upgrade reload tally repeats snapshot events states estate commands errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -49,13 +50,14 @@ HOMES = {
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
-    "threading.Thread": {"crew"},
+    "threading.Thread": {"crew", "aio_crew"},
     "print": {"cli"},
     "sys.exit": {"cli"},
     "click.echo": {"cli"},
     "exit": set[str](),
     "quit": set[str](),
 }
+_ON_LOOP = {f"aio_{part}" for part in ("crew", "floor", "deadlines", "seat", "lobby", "datagrams", "protocols", "loop")}
 IMPORT_HOMES = {
     "psutil": {"metrics", "recycling"},
     "setproctitle": {"log"},
@@ -64,9 +66,12 @@ IMPORT_HOMES = {
     "rich": {"top"},
     "prometheus_client": {"exporter"},
     "pydantic": {"sections", "config", "values"},
-    "asyncio": {"aio"},
+    "asyncio": _ON_LOOP,
     "mmap": {"claims", "crowds", "scoreboard", "sources", "failures"},
     "multiprocessing": set[str](),
+    "pickle": set[str](),  # C04: whoever writes a pickle runs code in whoever reads it
+    "marshal": set[str](),
+    "shelve": set[str](),
 }
 _OS = {"os", "socket", "signal", "time", "select", "threading", "mmap"}
 PURE = dict.fromkeys(

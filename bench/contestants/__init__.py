@@ -44,6 +44,12 @@ def threading_tcp(handler: str, max_files: int = 0) -> Contestant:
     return Contestant("ThreadingTCPServer", command, exit_status=-15, max_files=max_files)
 
 
+def asyncio_server(handler: str, workers: int, loop: str) -> Contestant:
+    """Plain asyncio, or uvloop, in as many processes."""
+    command = (sys.executable, "-m", "bench.contestants.asyncio_server", handler, str(workers), loop)
+    return Contestant(f"plain {loop} {workers}", command, exit_status=0)
+
+
 def sixteen_threads(handler: str) -> Contestant:
     """The recipe that bounds it: as many threads as connections are served at once."""
     command = (sys.executable, "-m", "bench.contestants.sixteen_threads", handler)

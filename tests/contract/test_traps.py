@@ -299,7 +299,7 @@ def test_http_server_has_its_name_and_port(serve):
 
 
 def test_http_server_starts_without_a_resolver(serve):
-    """S23: no name is looked up on the way to serving HTTP, however slow the resolver."""
+    """S23, R25: no name is looked up on the way to serving HTTP, however slow the resolver."""
     served = serve("dead_resolver:NamedWithoutResolver", workers=1, threads=2)
     assert get(served).splitlines()[-1] == b"127.0.0.1 %d" % served.port
 

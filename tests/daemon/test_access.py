@@ -86,7 +86,7 @@ def test_connection_that_a_stop_cuts_is_told(daemon, path):
 
 
 def test_every_connection_of_a_storm_has_its_line(daemon, path):
-    """No more, no fewer, none torn, though several workers write to one file."""
+    """No more, no fewer, none torn, though several workers write to one file (F02)."""
     served = daemon("handlers:LineHandler", "--set", f"log.access={path}", workers=3)
     counts = storm(served, clients=8, requests=50)
     assert counts.is_lossless, counts

@@ -4,9 +4,13 @@ import os
 import sys
 import threading
 import time
+from signal import SIGKILL
 
+import jsonschema
 import pytest
-from clients import ask, connect, read_line
+from clients import ask, connect, read_line, wait_for
+from test_control import STATUS
+from test_prometheus import scrape
 
 COMMAND = (sys.executable, "-m", "poolserver", "run")
 TCP = "tcp://127.0.0.1:0"
@@ -112,3 +116,25 @@ def test_passed_descriptor_has_the_options_of_a_bound_one(daemon) -> None:
     served = daemon("handlers:OrderHandler", *options, program=program, bind="fd://9", workers=1, threads=1)
     with connect(served) as silent:
         assert silent.recv(1) == b""
+
+
+@pytest.mark.parametrize("word", [1, 2**53 + 1, 2**64 - 1])
+def test_worker_that_scribbles_hurts_only_itself(daemon, word) -> None:
+    """What a worker tells is bounds-checked and never unpickled: status and metrics keep their shape, the others serve
+    on, and when it dies its nonsense is gone (R51, C04)."""
+    served = daemon("hostile_handlers:Scribbles", "--set", "metrics.bind=tcp://127.0.0.1:0", workers=2, threads=2)
+    before = served.status()["totals"]["accepted"]
+    scribbler = int(ask(served, b"scribble %d\n" % word))
+    for _ in range(3):
+        jsonschema.validate(served.status(), STATUS)
+        assert scrape(served)["poolserver_connections_accepted_total"] >= before
+        assert served.cli("status").returncode == 0
+    os.kill(scribbler, SIGKILL)
+    wait_for(lambda: served.status()["totals"]["respawns"] == 1, 20, "the replacement")
+    for _ in range(20):
+        assert int(ask(served, b"\n")) in served.workers()
+    status = served.status()
+    jsonschema.validate(status, STATUS)
+    assert status["totals"]["accepted"] < 1000
+    assert {worker["state"] for worker in status["workers"]} == {"ready"}
+    assert served.stop() == 0

@@ -1,6 +1,7 @@
 """Parking through the real command line: who waits without a lane, for what, how long, and what of it is counted."""
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -300,13 +301,38 @@ def test_parked_connections_count_for_their_source_and_are_given_back(daemon, wo
     assert counted["accepted"] == 18
 
 
+# -- status
+
+
+def test_status_counts_parked_peers_with_running_ones(daemon) -> None:
+    """By source, without any limit, in all workers; by kind, the oldest; and no more once they have gone."""
+    served = daemon("parking_handlers:Orders", workers=2, threads=2)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(come_from(served, f"127.0.0.{2 + number % 2}")) for number in range(8)]
+        for client in clients[:4]:
+            assert order(client, b"echo hi") == b"hi\n"
+        assert order(clients[0], b"hold") == b"holding\n"
+        for client in clients[4:]:
+            client.sendall(b"half a li")
+        wait_parked(served, new=4, between=3)
+        status = served.status()
+        assert (status["pool"]["parked"], status["pool"]["busy"]) == (7, 1)
+        assert {each["source"]: each["active"] for each in status["sources"]} == {"127.0.0.2": 4, "127.0.0.3": 4}
+        wait_for(lambda: served.status()["parked"]["oldest"], 10, "the oldest")
+        assert re.search(r"parked +4 new, 3 between requests, the oldest for", served.cli("status").stdout)
+        assert order(clients[0], b"go") == b"released\n"
+    wait_parked(served, new=0, between=0)
+    wait_for(lambda: not served.status()["sources"], 10, "no sources")
+
+
 # -- stress
 
 
-def test_waits_shrink_while_the_lanes_are_busy(daemon) -> None:
-    """Four in five for a second: keep_alive and first_byte are a fifth, until it passes; status says so."""
-    limits = options(timeouts__first_byte="8s", parking__keep_alive="8s")
-    served = daemon("parking_handlers:Orders", *limits, workers=1, threads=5)
+def test_waits_shrink_while_the_lanes_of_the_pool_are_busy(daemon) -> None:
+    """Four in five for a second: keep_alive and first_byte are a fifth, also in the worker that has time, until it
+    passes; status says so."""
+    limits = options(timeouts__first_byte="15s", parking__keep_alive="15s")  # longer than a client's patience
+    served = daemon("parking_handlers:Orders", *limits, workers=5, threads=1)
     assert served.status()["stress"] is False
     with connected(served, 4) as busy, connect(served) as regular:
         for client in busy:

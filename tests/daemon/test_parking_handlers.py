@@ -34,8 +34,11 @@ def test_tls_conversations_are_parked_between_requests(daemon, pki: Pki, handler
     """Put on in setup() or in get_request(): five idle clients and one lane."""
     served = daemon(handler, env={"CERTIFICATE": pki.both}, **ONE_LANE)
     with ExitStack() as stack:
-        clients = [stack.enter_context(secure(served, pki)) for _ in range(5)]
-        for _ in range(3):
+        clients: list[ssl.SSLSocket] = []
+        for _ in range(5):
+            clients.append(stack.enter_context(secure(served, pki)))
+            assert get(clients[-1], "/first") == b"/first"  # before it has a lane, where setup() puts TLS on
+        for _ in range(2):
             for client in clients:
                 assert get(client, "/secret") == b"/secret"
         wait_parked(served, new=0, between=5)

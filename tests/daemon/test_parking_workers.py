@@ -293,6 +293,30 @@ def test_parked_are_served_though_no_descriptor_is_left(daemon) -> None:
     assert served.log().count("accepting is paused") <= 2
 
 
+def test_silent_ones_give_their_descriptors_to_newcomers(daemon) -> None:
+    """The oldest first, and nobody who has had an answer: newcomers are served at once, and accepting never pauses."""
+    served = daemon("parking_handlers:Page", *PATIENT, program=limited(100, 100), workers=1, threads=2)
+    with connected(served, 20) as regulars, ExitStack() as stack:
+        assert all(get(client, "/in") == b"/in" for client in regulars)
+        silent: list[socket.socket] = []
+        while not refused_for_descriptors(served):
+            silent.append(stack.enter_context(connect(served)))
+            silent[-1].sendall(b"GET")  # accepted at once, where the kernel keeps those back that say nothing
+            accepted = 20 + len(silent)
+            wait_for(lambda count=accepted: served.status()["totals"]["accepted"] == count, 10, "it to be accepted")
+        assert is_ended(silent[0])
+        with connected(served, 5) as newcomers:
+            assert all(get(client, "/new") == b"/new" for client in newcomers)
+            assert all(get(client, "/on") == b"/on" for client in regulars)
+        assert all(is_ended(client) for client in silent[: refused_for_descriptors(served)])
+    assert "accepting is paused" not in served.log()
+    assert stopped(served)["refused_descriptors"] >= 6
+
+
+def refused_for_descriptors(served) -> int:
+    return served.status()["totals"]["refused"].get("descriptors", 0)
+
+
 def regulars(served) -> int:
     return served.status()["parked"]["between"]
 

@@ -105,7 +105,7 @@ class TestFirstBoot:
 
 class TestSecondStart:
     def test_on_a_taken_port_fails_and_names_the_holder(self, daemon):
-        """The first goes on serving."""
+        """The first goes on serving (R26)."""
         first = daemon("handlers:LineHandler")
         second = daemon("handlers:LineHandler", bind=f"tcp://127.0.0.1:{first.port}", ready=False)
         assert second.wait() == 71
@@ -155,11 +155,11 @@ class TestSecondStart:
 
 
 class TestStandardError:
-    @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+    @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&- >&- 2>&-", "2> >(:)"])
     def test_that_cannot_be_written_stops_nobody(self, daemon, redirection):
-        """Full disk or closed: it serves, survives handlers that raise, and ends with 0."""
+        """Full disk, closed, a pipe that nobody has: it serves, survives handlers that raise, and ends with 0 (R20)."""
         blind = Blind(free_port())
-        program = ("/bin/sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "poolserver", "run")
+        program = ("/bin/bash", "-c", f'exec "$@" {redirection}', "bash", sys.executable, "-m", "poolserver", "run")
         served = daemon("handlers:OrderHandler", bind=blind.url, workers=1, program=program, ready=False)
         wait_for(lambda: served.process.poll() is not None or blind.is_up(), 20, "the first answer")
         for _ in range(5):

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import socketserver
+import sys
 import time
 import wsgiref.simple_server
 
@@ -272,4 +273,16 @@ class VerboseHandler(socketserver.StreamRequestHandler):
         line = self.rfile.readline(65536)
         for number in range(20):
             logging.getLogger("verbose").info("%d: %s", number, "x" * 1000)
+        self.wfile.write(line)
+
+
+class PrintingHandler(socketserver.StreamRequestHandler):
+    """Sends one line back, and prints a kilobyte first, as careless handlers and http.server do; raises if told to."""
+
+    def handle(self):
+        line = self.rfile.readline(65536)
+        print("x" * 500)
+        print("x" * 500, file=sys.stderr)
+        if line == b"raise\n":
+            raise RuntimeError("ordered to raise")
         self.wfile.write(line)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from park_world import Site, Talk, World
 
-from poolserver.attendant import CLOSE_LOOK, DRAIN_PATIENCE, QUIET_LOOKS, Attendant
+from poolserver.attendant import CLOSE_LOOK, DRAIN_PATIENCE, FARTHEST_LOOK, QUIET_LOOKS, Attendant
 from poolserver.handover import Pairs
 from poolserver.parked import Parked
 from poolserver.rows import Outcome
@@ -21,6 +21,7 @@ class Lane:
     """As much as the attendant sees of one."""
 
     request: object = None
+    began: float = 0.0
 
 
 @dataclass
@@ -90,6 +91,13 @@ def idle_lanes(world: World, ordinal: int, count: int) -> None:
     """Say on the scoreboard that lanes of that worker have time."""
     for row in world.board.quarters(world.berths[ordinal]).lanes[:count]:
         row.idle()
+
+
+def say_busy(world: World, busy: int, idle: int) -> None:
+    """Say on the scoreboard that so many lanes of all workers are busy, and so many have time."""
+    rows = [row for berth in world.berths for row in world.board.quarters(berth).lanes]
+    for number, row in enumerate(rows[: busy + idle]):
+        row.resume("192.0.2.1:4711") if number < busy else row.idle()
 
 
 def arrivals(world: World, *, is_ready: bool) -> list[Parked]:
@@ -199,18 +207,20 @@ def test_conversation_goes_if_no_finish_of_the_users_is_to_run(
 # -- stress
 
 
-def test_waits_shrink_while_four_lanes_in_five_are_busy_for_a_second(make_crew: MakeCrew) -> None:
-    """To a fifth; and are as before when it has passed."""
-    crew = make_crew(lanes=5, first_byte_timeout=10)
+def test_waits_shrink_while_four_lanes_of_the_pool_in_five_are_busy_for_a_second(
+    world: World, make_crew: MakeCrew
+) -> None:
+    """To a fifth, whoever's the lanes are; and are as before when it has passed."""
+    crew = make_crew(first_byte_timeout=10)
     pairs = [socket.socketpair() for _ in range(2)]
     crew.park(pairs[0][1])
-    crew.be_busy(4)
+    say_busy(world, 4, 1)
     crew.look(0.5)
     crew.look(2)
     assert crew.attendant.is_stressed
     crew.look(0.6)
     assert len(crew.site.park) == 0
-    crew.be_busy(3)
+    say_busy(world, 3, 2)
     crew.look(0.1)
     assert not crew.attendant.is_stressed
     crew.park(pairs[1][1])
@@ -221,15 +231,51 @@ def test_waits_shrink_while_four_lanes_in_five_are_busy_for_a_second(make_crew: 
             each.close()
 
 
-def test_busy_lanes_now_and_then_are_no_stress(make_crew: MakeCrew) -> None:
+def test_busy_worker_beside_idle_ones_is_no_stress(world: World, make_crew: MakeCrew) -> None:
+    """The pool has lanes for whom it has parked."""
+    crew = make_crew()
+    crew.be_busy(2)
+    say_busy(world, 2, 4)
+    crew.look(0.5)
+    crew.look(2)
+    assert not crew.attendant.is_stressed
+
+
+def test_busy_lanes_of_a_worker_that_leaves_are_no_stress(world: World, make_crew: MakeCrew) -> None:
+    """Those of its successors count."""
+    crew = make_crew()
+    say_busy(world, 4, 1)
+    for ordinal in (0, 1):
+        make_crew(ordinal=ordinal).attendant.drain(crew.now, hand_over=True)
+    crew = make_crew(ordinal=2)
+    crew.look(0.5)
+    crew.look(2)
+    assert not crew.attendant.is_stressed
+
+
+def test_busy_lanes_now_and_then_are_no_stress(world: World, make_crew: MakeCrew) -> None:
     """A second without a break."""
-    crew = make_crew(lanes=5)
+    crew = make_crew()
     for _ in range(10):
-        crew.be_busy(5)
+        say_busy(world, 5, 0)
         crew.look(0.9)
-        crew.be_busy(3)
+        say_busy(world, 3, 2)
         crew.look(0.1)
         assert not crew.attendant.is_stressed
+
+
+def test_looks_seldom_while_lanes_get_on(make_crew: MakeCrew, ends: Ends) -> None:
+    """With one connection after another; at once often again when one is stuck."""
+    crew = make_crew()
+    crew.park(ends[1])
+    crew.be_busy(2)
+    crew.attendant.is_close = True
+    for number in range(1, 20):
+        crew.lanes[0].began = number
+        crew.look(FARTHEST_LOOK)
+    assert crew.attendant.deadline() == crew.now + FARTHEST_LOOK
+    crew.look(FARTHEST_LOOK)
+    assert crew.attendant.deadline() == crew.now + CLOSE_LOOK
 
 
 # -- on the way out
@@ -260,6 +306,23 @@ def test_leaving_worker_hands_over_what_is_parked_later(world: World, make_crew:
     crew.look()
     assert len(arrivals(world, is_ready=False)) == 1
     assert not crew.attendant.is_close
+
+
+def test_leaving_worker_keeps_what_it_would_hand_over_once_the_service_stops(world: World, make_crew: MakeCrew) -> None:
+    """Nobody is left to go on: it ends here, and is counted."""
+    crew = make_crew()
+    pairs = [socket.socketpair() for _ in range(600)]
+    for _, request in pairs:
+        crew.park(request)
+    crew.attendant.drain(crew.now, hand_over=True)
+    sent = 600 - len(crew.attendant.unsent)
+    crew.attendant.drain(crew.now, hand_over=False)
+    assert not crew.attendant.unsent
+    assert len(arrivals(world, is_ready=False)) == sent
+    assert world.board.all_totals()["cut"] == 600 - sent
+    for pair in pairs:
+        for each in pair:
+            each.close()
 
 
 def test_what_finds_no_room_on_the_way_is_sent_as_soon_as_there_is(world: World, make_crew: MakeCrew) -> None:

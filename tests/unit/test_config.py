@@ -710,7 +710,7 @@ def test_random_bytes_load_or_are_refused(tmp_path_factory: pytest.TempPathFacto
 @given(documents)
 @settings(deadline=None, max_examples=300)
 def test_random_tables_load_or_are_refused(tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]) -> None:
-    """Whatever tables TOML holds, the result is a configuration or a ConfigError, and keys have lines."""
+    """Whatever tables TOML holds, the result is a configuration or a ConfigError, and keys have lines (R40)."""
     text = written(document)
     tomllib.loads(text)
     path = tmp_path_factory.getbasetemp() / "tables.toml"

@@ -70,6 +70,17 @@ async def coroutine(reader: object, writer: object) -> None:
     """Of asyncio."""
 
 
+async def lonely_coroutine(reader: object) -> None:
+    """Of asyncio, and takes less than there is."""
+
+
+class Demanding(asyncio.Protocol):
+    """Cannot be made without arguments."""
+
+    def __init__(self, much: object) -> None:
+        """Never."""
+
+
 def generator(sock: object, address: object) -> Any:
     """Would not even begin."""
     yield
@@ -80,10 +91,10 @@ def generator(sock: object, address: object) -> Any:
     [
         (lonely, "cannot be called as lonely(sock, address): too many positional arguments"),
         (greedy, "missing a required"),
-        (coroutine, "is a coroutine function, which this version cannot serve"),
+        (lonely_coroutine, "cannot be called as lonely_coroutine(reader, writer): too many positional arguments"),
         (generator, "is a generator function"),
-        (asyncio.Protocol, "is the class Protocol, an asyncio protocol, which this version cannot serve"),
-        (asyncio.DatagramProtocol, "an asyncio protocol"),
+        (Demanding, "cannot be called as Demanding(): missing a required argument: 'much'"),
+        (asyncio.SubprocessProtocol, "is the class SubprocessProtocol; want"),
         (socket.socket, "is the class socket; want a subclass of socketserver.BaseRequestHandler, a plain function"),
         (42, "is a int; want"),
     ],
@@ -110,3 +121,25 @@ def test_example_greets_until_the_end() -> None:
         theirs.sendall(b"ann\nbob\n\nignored\n")
         greet(ours, ("192.0.2.1", 7))
         assert theirs.recv(1000) == b"hello ann from 192.0.2.1\nhello bob from 192.0.2.1\n"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "fit", "unfit", "kind"),
+    [
+        (coroutine, "tcp://127.0.0.1:0", "udp://127.0.0.1:0", "a coroutine function f(reader, writer)"),
+        (asyncio.Protocol, "unix:/tmp/s", "unixgram:/tmp/s", "an asyncio protocol of streams"),
+        (asyncio.BufferedProtocol, "tcp://127.0.0.1:0", "udp://127.0.0.1:0", "an asyncio protocol of streams"),
+        (asyncio.DatagramProtocol, "udp://127.0.0.1:0", "tcp://127.0.0.1:0", "an asyncio protocol of datagrams"),
+    ],
+)
+def test_what_asyncio_serves_is_accepted_where_it_fits(attribute: Any, fit: str, unfit: str, kind: str) -> None:
+    """A coroutine function or a protocol, by a crew of its own; no server class goes with it."""
+    service = served(attribute)
+    fitting(service, parse(fit)[0])
+    with pytest.raises(ConfigError, match=r"is an? .*, which cannot serve") as refusal:
+        fitting(service, parse(unfit)[0])
+    assert kind in str(refusal.value)
+    with pytest.raises(
+        ConfigError, match=r"^server\.server_class: mine:it is an? .*, which no socketserver class serves"
+    ):
+        service_of(attribute, "mine:it", "socketserver:TCPServer")

@@ -1,12 +1,17 @@
 """Hazards that ``poolserver check`` names: when, on which configuration."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 from pki import Pki
+from test_config import documents
 
 from poolserver.check import examine
 from poolserver.config import from_sections
+from poolserver.errors import ConfigError
 
 TCP, TCP6, UNIX, UDP = "tcp://127.0.0.1:0", "tcp://[::1]:0", "unix:s.sock", "udp://127.0.0.1:0"
 PUBLIC, PASSED = "tcp://0.0.0.0:0", "fd://3"
@@ -20,6 +25,58 @@ def hazards(bind: list[str], **limits: object) -> str:
 def hazards_of(bind: list[str], **sections: dict[str, object]) -> str:
     handler = "poolserver.examples.echo:EchoHandler"
     return "\n".join(examine(from_sections({"server": {"handler": handler, "bind": bind}, **sections})).hazards)
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "is_one"),
+    [({"graceful": 91}, True), ({"graceful": 60, "lame_duck": 31}, True), ({"graceful": 60, "lame_duck": 30}, False)],
+)
+def test_drain_that_outlasts_systemds_patience_is_a_hazard(timeouts: dict[str, object], is_one: bool) -> None:
+    """90 s by default."""
+    assert ("systemd's stop time-out" in hazards_of([TCP], timeouts=timeouts)) is is_one
+
+
+def problems_of(**sections: dict[str, object]) -> str:
+    given = {"handler": "poolserver.examples.echo:EchoHandler", "bind": [TCP]} | sections.pop("server", {})
+    return "\n".join(examine(from_sections({"server": given, **sections})).problems)
+
+
+def test_files_that_cannot_be_where_they_are_to_be_are_problems(tmp_path: Path) -> None:
+    """By the key that names each; so is a name that no file system takes."""
+    here = tmp_path / "none"
+    found = problems_of(
+        server={"pidfile": f"{here}/pid", "bind": [f"unix:{here}/socket"], "chdir": "x" * 300},
+        log={"file": f"{here}/log", "access": f"{here}/access"},
+        control={"socket": f"{'x' * 300}/control"},
+    )
+    for what in ("server.pidfile", f"unix:{here}/socket", "log.file", "log.access", "control.socket"):
+        assert f"{what}: the folder of " in found
+    assert "server.chdir: " in found
+
+
+def test_functions_that_workers_are_to_call_are_looked_up() -> None:
+    """worker_start and worker_stop."""
+    found = problems_of(server={"worker_start": "no_such:f"})
+    assert "server.worker_start: cannot import no_such" in found
+    assert "server.worker_stop: os:sep is no function" in problems_of(server={"worker_stop": "os:sep"})
+
+
+@given(documents)
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_configured_is_examined_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, document: dict[str, Any]
+) -> None:
+    """Or refused before. Whom to become is left out: that would be done."""
+    sections = {name: dict(table) for name, table in document.items() if isinstance(table, dict)}
+    for key in ("user", "group"):
+        sections.get("server", {}).pop(key, None)
+    with monkeypatch.context() as context:
+        context.setattr(sys, "path", list(sys.path))
+        try:
+            loaded = from_sections(sections)
+        except ConfigError:
+            return
+        examine(loaded)
 
 
 @pytest.mark.parametrize(

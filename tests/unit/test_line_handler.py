@@ -37,6 +37,6 @@ def test_lines_written_while_the_file_is_reopened_are_all_there(tmp_path: Path) 
 def test_json_says_what_could_not_be_written_before(tmp_path: Path) -> None:
     """As a field: the line stays an object."""
     record = logging.LogRecord("x", logging.INFO, "", 0, "text", (), None)
-    record.lost = 3
+    record.lost, record.role = 3, "master"
     assert '"lost": 3' in formatter("json").format(record)
     assert formatter("text").format(record).endswith(": text (3 earlier lines lost)")

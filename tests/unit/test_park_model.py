@@ -137,6 +137,15 @@ class Parks(RuleBasedStateMachine):
             here.wakeups.wait = here.wakeups.wait_parked  # type: ignore[method-assign]
 
     @rule(site=sites)
+    def is_out_of_descriptors(self, site: int) -> None:
+        """Who has no handler and said nothing whole gives up the oldest."""
+        park = self.world.sites[site].park
+        unproven = [parked for parked in [*park.silent, *park.speaking] if parked.conversation is None]
+        assert park.make_room() == bool(unproven)
+        if unproven:
+            self.world.end(unproven[0].address)
+
+    @rule(site=sites)
     def dies(self, site: int) -> None:
         self.world.bury(self.world.sites[site])
 
@@ -208,6 +217,8 @@ class Parks(RuleBasedStateMachine):
             assert {*park.by_fd.values()} <= {*staged}
             for parked in set(staged) - {*park.by_fd.values()}:
                 assert parked.request.fileno() < 0  # closed by its handler, and its number reused
+            told = self.world.board.crowds.read(site.ordinal)
+            assert told == Counter(parked.address[0] for parked in staged)
             words = park.row._words
             assert (words[0], words[1]) == (
                 sum(not parked.is_between for parked in staged),
