@@ -34,7 +34,7 @@ lint: $(STAMP)
 # Beside the development environment: nothing else needs Sphinx.
 DOCS_VENV := .venv-docs-$(notdir $(PYTHON))
 DOCS_STAMP := $(DOCS_VENV)/.installed
-SPHINX := $(DOCS_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/doctrees
+SPHINX := $(DOCS_VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -d docs/_build/doctrees
 
 $(DOCS_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(DOCS_VENV)

@@ -1,8 +1,10 @@
 """How Sphinx builds these pages: `make docs` (HTML) and `make man`. A warning is an error there."""
 
+import re
 import sys
 from pathlib import Path
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,7 +15,7 @@ import poolserver
 
 project = "poolserver"
 author = "the poolserver authors"
-copyright = author  # noqa: A001 - Sphinx's name
+copyright = author
 release = version = poolserver.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -23,6 +25,8 @@ templates_path: list[str] = []
 html_theme = "furo"
 html_title = f"poolserver {release}"
 html_copy_source = False
+
+smartquotes = False  # -- is an option's beginning here, and no dash
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist", "colon_fence"]
@@ -43,10 +47,15 @@ man_make_section_directory = False
 
 
 def fill_in(_app: Sphinx, _page: str, source: list[str]) -> None:
-    """Put what is made from the code where a page says so."""
-    source[0] = generated.filled(source[0])
+    """Put what is made from the code where a page says so; a page named as ``NAME*`` need not be there."""
+    source[0] = re.sub(r"^(\w+)\*$", _if_there, generated.filled(source[0]), flags=re.MULTILINE)
+
+
+def _if_there(found: re.Match[str]) -> str:
+    return found[1] if Path(__file__).with_name(f"{found[1]}.md").exists() else ""
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.add_lexer("haproxy", TextLexer)
     app.connect("source-read", fill_in)

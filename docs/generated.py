@@ -1,7 +1,7 @@
 """The reference, made from the code: configuration, command line, signals, exit codes, metrics, what status shows.
 
-A page has ``<!-- generated: NAME -->`` where a text goes; ``filled`` puts it there, in Markdown. Nothing is written here
-that the code says: where it says nothing, the build fails. ``conf.py`` calls this, and the tests.
+A page has ``<!-- generated: NAME -->`` where a text goes; ``filled`` puts it there, in Markdown. Nothing is written
+here that the code says: where it says nothing, the build fails. ``conf.py`` calls this, and the tests.
 """
 
 import ast
@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 from prometheus_client.metrics_core import Metric
+from pydantic import AfterValidator, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from poolserver import cli, errors, exporter, snapshot, values
@@ -43,6 +44,8 @@ _KINDS = {
 }
 """What people call the types of ``values.py``."""
 
+
+_WORDS: Mapping[Any, str] = {bool: "true or false", int: "number", str: "text"}
 
 _JSON_WORDS = {
     "dict[str, int]": "object of numbers",
@@ -105,26 +108,18 @@ def _relative(field: FieldInfo, value: object) -> object:
 
 
 def _kind(field: FieldInfo) -> str:
-    own = [each for each in field.metadata if not type(each).__name__ == "Strict"]
-    for name, kind in _KINDS.items():
-        if any(each in own for each in kind.__metadata__ if type(each).__name__ == "BeforeValidator"):
-            return name + _bounds(field)
     annotation = field.annotation
-    if get_origin(annotation) is Literal:
+    name = next((name for name, kind in _KINDS.items() if _mark(kind) in field.metadata), "")
+    if not name and get_origin(annotation) is Literal:
         return "one of " + ", ".join(f"`{each}`" for each in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        item = get_args(annotation)[0]
-        return "list of networks" if item == values.Network else "bind URLs" if _has(own, values.Urls) else "list"
-    for name, kind in _KINDS.items():
-        if _has(own, kind):
-            return name
-    return {bool: "true or false", int: "number", str: "text"}[annotation] + _bounds(field)  # type: ignore[index]
+    if not name and get_origin(annotation) is tuple:
+        return {values.Network: "list of networks", values.FilledPath: "list of paths"}[get_args(annotation)[0]]
+    return (name or _WORDS[annotation]) + _bounds(field)
 
 
-def _has(own: list[Any], kind: Any) -> bool:
-    """Whether a field has the validators that make a kind what it is."""
-    wanted = [each for each in kind.__metadata__ if type(each).__name__ == "AfterValidator"]
-    return bool(wanted) and wanted[-1] in own
+def _mark(kind: Any) -> object:
+    """The validator by which a type of ``values.py`` is known."""
+    return [each for each in kind.__metadata__ if isinstance(each, AfterValidator | BeforeValidator)][-1]
 
 
 def _bounds(field: FieldInfo) -> str:
@@ -132,7 +127,7 @@ def _bounds(field: FieldInfo) -> str:
     low = f"at least {ends['ge']}" if ends.get("ge") else f"more than {ends['gt']}" if "gt" in ends else ""
     high = f"at most {ends['le']}" if "le" in ends else ""
     said = " and ".join(each for each in (low, high) if each)
-    return f" of {said}" if said else ""
+    return f", {said}" if said else ""
 
 
 def commands() -> str:
@@ -215,7 +210,7 @@ def _specimen() -> snapshot.Snapshot:
         "state": "serving",
         "uptime": 1.0,
         "listeners": [listener | {"drops": None}, listener | {"url": "udp://127.0.0.1:53", "drops": 0}],
-        "pool": dict.fromkeys(snapshot.PoolStatus.__annotations__, 0),
+        "pool": dict.fromkeys(inspect.get_annotations(snapshot.PoolStatus), 0),
         "workers": [{"slot": 0, "pid": 2, "state": "ready", "rss": 1, "cpu": 1.0}],
         "totals": counted
         | {

@@ -63,7 +63,7 @@ class LaneServer(_Server):
 
     @property
     def draining(self) -> bool:
-        """True once this worker is to leave: a long conversation can end politely."""
+        """True once this worker is to leave, so that a long conversation can end politely."""
         return self.crew is not None and self.crew.is_leaving
 
     def extend(self, seconds: float) -> None:
