@@ -53,7 +53,7 @@ bench: $(STAMP) ## CPU for one connection, side by side
 bench-flood: $(STAMP) ## what floods do, here and to the stock recipes, and what limits cost
 	$(BIN)/python bench/flood.py
 
-bench-parking: $(STAMP) ## what connections that wait cost, and what lanes do meanwhile (needs wrk)
+bench-parking: $(STAMP) ## what connections that wait cost, and what lanes do meanwhile (needs wrk and slowhttptest)
 	$(BIN)/python bench/parking.py
 
 bench-operations: $(STAMP) ## what it costs to watch a running server

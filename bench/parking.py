@@ -3,6 +3,8 @@
 Sections:
   crowd     a newcomer's wait beside 10,000 silent clients from 200 sources; memory and CPU of each that waits
   wait      CPU for one short connection whose client speaks at once, with parking.wait_for = data against none
+  slow      slowhttptest: 2,000 slow heads against the HTTP example, 200 slow bodies; a good client's wait
+  held      4 workers of one lane, three held: what is parked there is answered by the fourth
   kept      500 kept HTTP connections on 16 lanes (wrk): requests a second and who is served how often, against 16
             connections whose handler keeps its lane, as all did before parking, and the stock server
 """
@@ -10,7 +12,6 @@ Sections:
 import contextlib
 import re
 import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from contestants import Contestant, poolserver, threading_tcp
 from report import Limit, Row, own_figures
 from rounds import Load, Progress
 from running import BenchError, Running, children, group, private_bytes
+from slow import held, installed, slow
 from speed import ONE_LINE, Comparison, compared, figures_of_each, measured
 
 SHAPE = (2, 8)
@@ -146,7 +148,17 @@ class Side:
     def run(self) -> tuple[float, list[int]]:
         """Requests a second, and those of each connection."""
         self.counts.write_bytes(bytes(8 * PORTS))
-        command = [wrk(), "-t", "2", "-c", str(self.connections), "-d", f"{WRK_SECONDS}s", "--timeout", "30s"]
+        command = [
+            installed("wrk"),
+            "-t",
+            "2",
+            "-c",
+            str(self.connections),
+            "-d",
+            f"{WRK_SECONDS}s",
+            "--timeout",
+            "30s",
+        ]
         command.append(f"http://127.0.0.1:{self.server.port}/")
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60 + WRK_SECONDS)
         found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
@@ -154,14 +166,6 @@ class Side:
             raise BenchError(f"{self.label}: wrk left with {done.returncode}\n{done.stdout}{done.stderr}")
         by_port = filter(None, memoryview(self.counts.read_bytes()).cast("Q").tolist())
         return float(found[1]), sorted(by_port)
-
-
-def wrk() -> str:
-    """The client; `.ci/run` installs it."""
-    path = shutil.which("wrk")
-    if path is None:
-        raise BenchError("wrk is not installed: apt-get install wrk")
-    return path
 
 
 def kept(options: Namespace, scratch: Path, progress: Progress) -> Iterator[Row]:
@@ -219,7 +223,7 @@ def throughput(name: str, samples: list[float], base: str, against: list[float])
 
 def fairness(name: str, served: list[list[int]]) -> Iterator[Row]:
     """How many connections were served at all, and the least-served's part of the mean, of the worst round."""
-    is_judged = name.startswith("parking")
+    is_judged = name.startswith("parking") and name.endswith(f", {KEPT}")
     count = min(map(len, served))
     limit = Limit(int(name.rpartition(" ")[2]), at_most=False) if is_judged else None
     yield Row("kept", "", f"{name}: served at all", "connections", count, count, count, limit=limit)
@@ -228,7 +232,7 @@ def fairness(name: str, served: list[list[int]]) -> Iterator[Row]:
     yield Row("kept", "", f"{name}: least of mean", "", median(least), min(least), min(least), limit=limit)
 
 
-SECTIONS: dict[str, program.Section] = {"crowd": crowd, "wait": wait, "kept": kept}
+SECTIONS: dict[str, program.Section] = {"crowd": crowd, "wait": wait, "slow": slow, "held": held, "kept": kept}
 
 if __name__ == "__main__":
     sys.exit(program.run("parking", __doc__, SECTIONS))

@@ -28,7 +28,13 @@ class Page(BaseHTTPRequestHandler):
 
 
 class CountedPage(Page):
-    """Counts each connection's requests, by the client's port, in the file that $COUNTS names."""
+    """Counts each connection's requests, by the client's port, in the file that $COUNTS names.
+
+    Written as a user would, unlike ``Page``: head and body leave by a send each, as by default.
+    """
+
+    wbufsize = 0
+    disable_nagle_algorithm = True  # else the standard library's server waits for delayed ACKs
 
     _counts: memoryview | None = None
 
@@ -47,3 +53,21 @@ class CountedOwnLoop(CountedPage):
     def handle(self) -> None:
         """As ever."""
         super().handle()
+
+
+class Held(CountedPage):
+    """A POST holds its lane until its body is there; it and every page say in which process that is."""
+
+    def do_GET(self) -> None:
+        """The pid, a line, and a dot."""
+        body = b"%d\n.\n" % os.getpid()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        """The pid, before it reads."""
+        self.wfile.write(b"%d\n" % os.getpid())
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.close_connection = True

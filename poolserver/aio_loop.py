@@ -70,7 +70,11 @@ class LoopSelector(selectors.BaseSelector):
         keys = self._keys
         ready = []
         for fd, event in self._epoll.poll(patience, len(keys) or 1):
-            if (key := keys.get(fd)) is not None:
+            if (key := keys.get(fd)) is None:
+                continue
+            if event == select.EPOLLIN:  # nearly always, and this is where a loop is
+                ready.append((key, READ))
+            else:
                 events = (READ if event & ~select.EPOLLOUT else 0) | (WRITE if event & ~select.EPOLLIN else 0)
                 ready.append((key, events & key.events))
         return ready

@@ -57,6 +57,10 @@ class Stream(asyncio.StreamReaderProtocol):
         """Whether the handler waits for its client."""
         return getattr(self.reader, "_waiter", self) is not None
 
+    def data_received(self, data: bytes) -> None:
+        """As ever, without the weak reference to the reader in between."""
+        self.reader.feed_data(data)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """As ever."""
         super().connection_lost(exc)

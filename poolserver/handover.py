@@ -48,6 +48,13 @@ class Pair:
         reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         return cls(reading, writing)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is on its way."""
+        poller = select.poll()
+        poller.register(self.reading, select.POLLIN)
+        return not poller.poll(0)
+
     def close(self) -> None:
         """For the master, when the pool is over."""
         self.reading.close()
@@ -99,9 +106,7 @@ class Intake:
 
     def has_more(self) -> bool:
         """Whether a message waits."""
-        poller = select.poll()
-        poller.register(self.pair.reading, select.POLLIN)
-        return bool(poller.poll(0))
+        return not self.pair.is_empty
 
     def receive(self) -> Arrival | None:
         """The next, if there is one. What cannot be understood is closed and said."""

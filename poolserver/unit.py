@@ -193,13 +193,15 @@ class Units:
     def _written(self) -> Iterator[Path]:
         """Folders in which the service makes files, which systemd is to make or let it write to."""
         settings = self._settings
-        files = [settings.log.file, settings.server.pidfile, settings.control.socket]
+        access = settings.log.access if isinstance(settings.log.access, str) else ""
+        files = [settings.log.file, access, settings.server.pidfile, settings.control.socket]
         files += [str(address.sockaddr) for address in self._addresses if address.has_file]
         return (Path(file).parent for file in files if file)
 
     def _read(self) -> Iterator[Path]:
-        section = self._settings.server
+        section, tls = self._settings.server, self._settings.tls
         yield from self._installation.folders
+        yield from (Path(file).parent for file in (tls.certificate, tls.key, tls.client_ca) if file)
         yield from (Path(folder) for folder in (*section.pythonpath, section.chdir) if folder)
         if self._loaded.path is not None:
             yield self._loaded.path.absolute().parent

@@ -48,6 +48,7 @@ class FatalHandler(OrderHandler):
     _exit CODE      calls os._exit
     hang            "hanging", then sleeps, whatever is sent to it
     spin            "spinning", then loops in Python
+    read PATH       "reading", then reads from it: from a FIFO, as long as nobody writes
     steal           "stealing", then "stolen" when a wake-up meant for a lane has come here and nobody accepted
     orphan          "orphaned": a grandchild is left behind, which ends at once
     kill lanes      "killed": every other lane thread gets a SystemExit from outside
@@ -85,6 +86,10 @@ class FatalHandler(OrderHandler):
         self.answer("spinning")
         while True:
             pass
+
+    def read_(self, path):
+        self.answer("reading")
+        Path(path).read_bytes()
 
     def steal_(self, _):
         with select.epoll() as thief:

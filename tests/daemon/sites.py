@@ -209,6 +209,11 @@ class Broken:
         return f"cannot bind tcp://127.0.0.1:{port}: Address already in use"
 
     @staticmethod
+    def unreadable_key(site):
+        site.configure(tls__certificate='"no.pem"', tls__key='"no.key"', server__bind='["tls://127.0.0.1:0"]')
+        return "no.pem cannot be read"
+
+    @staticmethod
     def log_on_a_full_disk(site):
         site.configure(log__file='"/dev/full"')
         return "log.file: cannot write /dev/full: No space left on device"

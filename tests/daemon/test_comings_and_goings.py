@@ -25,12 +25,15 @@ def recycle_under_load(daemon, recycles: int, within: float) -> None:
     wait_for(lambda: len(served.workers()) == 4, 10, "four workers")
     descriptors = measures.descriptors(served.pid)
     with Storm(served, clients=8, requests=10**9) as storm:
+        wait_for(lambda: len(REPLACED.findall(served.log())) >= recycles // 3, within, "the first third")
+        resident = measures.resident(served.pid)
         wait_for(lambda: len(REPLACED.findall(served.log())) >= recycles, within, f"{recycles} recycles")
         assert len(served.workers()) >= 4
     assert storm.counts.is_lossless, storm.counts
     assert {int(slot) for slot in REPLACED.findall(served.log())} == {0, 1, 2, 3}
     wait_for(lambda: measures.descriptors(served.pid) <= descriptors, 10, "the descriptors to be given back")
     assert measures.threads(served.pid) == 1
+    assert measures.resident(served.pid) <= resident + 2 * 2**20, "the master has grown by more than 2 MB"
     assert "could not start" not in served.log()
     assert served.stop() == 0
 

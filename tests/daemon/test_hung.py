@@ -82,15 +82,16 @@ class TestSilentWorker:
         assert served.workers() == [worker]
         assert "signs of life" not in served.log()
 
-    def test_nobody_is_killed_because_the_master_was_stopped(self, daemon):
-        """Workers and their clients go on meanwhile, and after it."""
+    @pytest.mark.parametrize("seconds", [3.0, pytest.param(10.0, marks=pytest.mark.soak)])
+    def test_nobody_is_killed_because_the_master_was_stopped(self, daemon, seconds):
+        """R06: workers and their clients go on meanwhile, and after it."""
         served = daemon("handlers:OrderHandler", *QUICK, workers=2)
         workers = served.workers()
         with Storm(served, clients=4, exchange=echo_order) as storm:
             served.signal(SIGSTOP)
             wait_for(lambda: proc.state(served.pid) == "T", 5, "the stop")
             cpu = storm.counts.ok
-            measures.rate(lambda: storm.counts.ok, 3.0)  # the stop has to last longer than the limit
+            measures.rate(lambda: storm.counts.ok, seconds)  # the stop has to last longer than the limit
             assert storm.counts.ok > cpu
             served.signal(SIGCONT)
             storm.wait_for_more(100)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from clients import Storm, ask, wait_for
+from test_access import LINE as ACCESS
 
 SAMPLE = Path(__file__).parents[2] / "config" / "logrotate"
 
@@ -74,11 +75,12 @@ def test_rotation_under_load_loses_and_tears_no_line(daemon, tmp_path, how: str)
     folder = tmp_path / "logs"
     folder.mkdir()
     log, state, rules = folder / "hello.log", tmp_path / "state", tmp_path / "rules"
-    served = daemon("trap_handlers:TalkativeHandler", "--set", f"log.file={log}", workers=2, threads=4)
+    paths = ("--set", f"log.file={log}", "--set", f"log.access={folder / 'hello.access'}")
+    served = daemon("trap_handlers:TalkativeHandler", *paths, workers=2, threads=4)
     command = f"{sys.executable} -m poolserver reopen --control {served.control_path}"
     if how == "USR1":
         command = f"kill -USR1 {served.pid}"
-    sample = SAMPLE.read_text().replace("/var/log/poolserver/hello.log", str(log))
+    sample = SAMPLE.read_text().replace("/var/log/poolserver", str(folder))
     rules.write_text(re.sub(r"poolserver reopen .*", command, sample).replace("    compress\n    delaycompress\n", ""))
     rules.chmod(0o600)
     logrotate = shutil.which("logrotate", path=os.environ["PATH"] + ":/usr/sbin")
@@ -90,9 +92,12 @@ def test_rotation_under_load_loses_and_tears_no_line(daemon, tmp_path, how: str)
             wait_for(lambda: log.exists() and log.stat().st_size, 20, "lines in the new file")
     assert served.stop() == 0
     assert storm.counts.is_lossless, storm.counts
-    files = sorted(folder.iterdir())
+    files = sorted(folder.glob("hello.log*"))
     assert len(files) == 5
     told = [line for file in files for line in file.read_text().splitlines() if "served client" in line]
     whole = re.compile(r"\S+ INFO worker [01] \[\d+\]: served client \d+ request \d+")
     assert all(whole.fullmatch(line) for line in told)
     assert len(told) == len({line.partition("]: ")[2] for line in told}) == storm.counts.ok
+    accesses = [line for file in folder.glob("hello.access*") for line in file.read_text().splitlines()]
+    assert all(ACCESS.fullmatch(line) for line in accesses)
+    assert len(accesses) == len(set(accesses)) == storm.counts.ok

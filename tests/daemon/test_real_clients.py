@@ -1,19 +1,24 @@
 """Programs that others wrote, against the examples: what they report, not one failure, is the test.
 
-They come with Debian's redis-tools, apache2-utils, curl, dnsperf and swaks; a missing one fails its test.
+They come with Debian's redis-tools, apache2-utils, wrk, curl, dnsperf, swaks, bsdutils; a missing one fails its test.
 """
 
+import concurrent.futures
+import contextlib
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
 import threading
 import xmlrpc.client
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clients import PATIENCE
+from clients import PATIENCE, wait_for
 
-CLIENT_TIMEOUT = 60
+CLIENT_TIMEOUT = 80
 """Seconds until a client that hangs is killed; each needs about two."""
 
 LANES = {"workers": 2, "threads": 32}
@@ -25,6 +30,8 @@ PACKAGES = {
     "curl": "curl",
     "dnsperf": "dnsperf",
     "swaks": "swaks",
+    "logger": "bsdutils",
+    "wrk": "wrk",
 }
 
 
@@ -51,6 +58,27 @@ def number(pattern: str, report: str) -> float:
     found = re.findall(pattern, report)
     assert len(found) == 1, f"{pattern!r} is there {len(found)} times in:\n{report}"
     return float(found[0])
+
+
+@contextlib.contextmanager
+def beside(program: str, *words: object) -> Iterator[concurrent.futures.Future[str]]:
+    """The same while the block runs."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        yield thread.submit(run, program, *words)
+
+
+def reload_often(served, times: int) -> None:
+    """One after the other."""
+    for number in range(times):
+        served.signal(signal.SIGHUP)
+        done = number + 1
+        wait_for(lambda n=done: served.status()["totals"]["reloads"] == n, 4 * PATIENCE, "the end of a reload")
+
+
+reloads = pytest.mark.parametrize(
+    ("seconds", "times"), [(4, 2), pytest.param(50, 20, marks=[pytest.mark.soak, pytest.mark.timeout(150)])]
+)
+"""How long a client runs, and how many reloads there are meanwhile."""
 
 
 class TestRedisBenchmark:
@@ -142,6 +170,44 @@ class TestWebClients:
         )
         assert (tmp_path / "got").read_bytes() == content
 
+    @reloads
+    @pytest.mark.parametrize("program", ["ab", "wrk"])
+    def test_reloads_lose_no_request_of_kept_connections(self, daemon, program, seconds, times):
+        """``Connection: close`` tells clients of a worker that leaves."""
+        served = daemon("poolserver.examples.web:HelloHandler", **LANES)
+        url = f"http://127.0.0.1:{served.port}/"
+        words = {
+            "ab": ["-k", "-q", "-s", 20, "-c", 16, "-t", seconds, "-n", 10_000_000, url],
+            "wrk": ["-c", 16, "-t", 1, "-d", f"{seconds}s", "--timeout", "20s", url],
+        }
+        with beside(program, *words[program]) as client:
+            reload_often(served, times)
+        report = client.result()
+        if program == "ab":
+            assert number(r"Failed requests: +(\d+)", report) == 0
+            assert number(r"Complete requests: +(\d+)", report) > 100
+        else:
+            assert number(r"(\d+) requests in", report) > 100
+        assert not re.search("Socket errors|Non-2xx|Write errors", report)
+        assert served.stop() == 0
+
+
+class TestWSGI:
+    """wsgi.WSGIService: a server class with an application"""
+
+    def test_curl_and_ab_are_answered(self, daemon):
+        """Queries, bodies, refusals; and many at once."""
+        served = daemon("poolserver.examples.wsgi:WSGIService", **LANES)
+        url = f"http://127.0.0.1:{served.port}/"
+        curl = ("curl", "--silent", "--show-error", "--max-time", 20)
+        assert run(*curl, f"{url}?name=world") == "hello world\n"
+        assert run(*curl, "--data", "x" * 5000, url) == "5000 bytes\n"
+        assert "405" in run(*curl, "--include", "--request", "DELETE", url).splitlines()[0]
+        assert "411" in run(*curl, "--include", "--request", "POST", url).splitlines()[0]
+        report = run("ab", "-q", "-s", 20, "-c", 16, "-n", 500, url)
+        assert number(r"Failed requests: +(\d+)", report) == 0
+        assert served.status()["totals"]["errors"] == 0
+
 
 class TestXMLRPC:
     """rpc.RPCServer: a server class on the command line"""
@@ -188,6 +254,38 @@ class TestDnsperf:
         assert number(r"Queries lost: +(\d+)", report) == 0
         assert "NOERROR 1500 (75.00%), NXDOMAIN 500 (25.00%)" in report
         assert "[Warning]" not in report
+
+    @reloads
+    def test_reloads_lose_no_query(self, daemon, tmp_path: Path, seconds, times):
+        """What is queued is read by the new workers."""
+        served = daemon("poolserver.examples.dns:DNSHandler", bind="udp://127.0.0.1:0")
+        queries = tmp_path / "queries"
+        queries.write_text("www.example A\n")
+        words = ["-s", "127.0.0.1", "-p", served.port, "-d", queries, "-l", seconds, "-Q", 1000, "-q", 40, "-t", 5]
+        with beside("dnsperf", *words) as client:
+            reload_often(served, times)
+        report = client.result()
+        assert number(r"Queries completed: +(\d+)", report) > 100
+        assert number(r"Queries lost: +(\d+)", report) == 0
+        assert served.stop() == 0
+
+
+class TestLogger:
+    """syslog.SyslogHandler"""
+
+    def test_messages_come_with_priority_and_sender(self, daemon):
+        """Of either RFC, over UDP and a Unix socket."""
+        with tempfile.TemporaryDirectory(prefix="pool-") as folder:
+            path = f"{folder}/log"
+            served = daemon("poolserver.examples.syslog:SyslogHandler", bind=["udp://127.0.0.1:0", f"unixgram:{path}"])
+            there = ("--server", "127.0.0.1", "--port", served.port, "--udp")
+            run("logger", *there, "--priority", "daemon.warning", "--tag", "me", "first")
+            run("logger", *there, "--rfc3164", "--priority", "local3.err", "second")
+            run("logger", "--socket", path, "--priority", "mail.info", "third")
+            for line in (r"daemon\.warning 127\.0\.0\.1: .*first", r"local3\.err 127\.0\.0\.1: .*second",
+                         r"mail\.info local: .*third"):  # fmt: skip
+                wait_for(lambda text=line: re.search(text, served.log()), PATIENCE, line)
+            assert served.stop() == 0
 
 
 class TestSwaks:

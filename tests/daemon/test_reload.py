@@ -1,12 +1,10 @@
 """Reload: a transaction. New code and configuration without a lost client; or nothing changed, and the reason told."""
 
 import os
-import random
 import re
-import signal
 import socket
 import time
-from signal import SIGCHLD, SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1
+from signal import SIGHUP, SIGKILL, SIGTTIN
 
 import measures
 import proc
@@ -326,22 +324,3 @@ class TestUnderLoad:
             time.sleep(pause)  # the stage itself, of which there is no fact to wait for
             assert served.stop() == 0
             assert "Traceback" not in served.log()
-
-    @pytest.mark.parametrize(
-        "count", [40, pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(300)])], ids="{} signals".format
-    )
-    def test_random_signals_lose_nobody(self, site, count):
-        """Whatever comes in whatever order: at the end, after one reload, the pool is what is configured."""
-        served = site.start()
-        rng = random.Random(count)
-        with Storm(served, clients=8, exchange=echo_order) as storm:
-            for _ in range(count):
-                served.signal(rng.choice([SIGTTIN, SIGTTOU, SIGHUP, SIGUSR1, SIGCHLD]))
-                storm.wait_for_more(rng.randrange(20))
-            site.code("last")
-            site.reload()
-            wait_for(lambda: len(served.workers()) == 2 and versions(served) == b"last\n", 20, "what is configured")
-        assert storm.counts.is_lossless, storm.counts
-        assert "Traceback" not in served.log()
-        assert served.stop(SIGTERM) == 0
-        assert signal.Signals(SIGKILL).name not in served.log()

@@ -254,11 +254,6 @@ class Unfit(Broken):
         return "no worker could start: (pid"
 
     @staticmethod
-    def unreadable_key(site):
-        site.configure(tls__certificate='"no.pem"', tls__key='"no.key"', server__bind='["tls://127.0.0.1:0"]')
-        return "no.pem cannot be read"
-
-    @staticmethod
     def interpreter_that_dies(site):
         (site.folder / "sitecustomize.py").write_text("import os; os._exit(7)")
         return "exited with code 7"

@@ -270,7 +270,7 @@ def test_looks_seldom_while_lanes_get_on(make_crew: MakeCrew, ends: Ends) -> Non
     crew.park(ends[1])
     crew.be_busy(2)
     crew.attendant.is_close = True
-    for number in range(1, 10):
+    for number in range(1, 20):
         crew.lanes[0].began = number
         crew.look(FARTHEST_LOOK)
     assert crew.attendant.deadline() == crew.now + FARTHEST_LOOK

@@ -89,18 +89,20 @@ def test_service_without_addresses_of_its_own_has_no_network() -> None:
 def test_folders_to_write_in_are_made_or_opened() -> None:
     """By systemd, where it has a place for such; the control socket's comes first."""
     made = units(
-        server={"bind": ["unix:/run/hello/hello.sock"], "pidfile": "/srv/hello/pid"}, log={"file": "/var/log/hello/log"}
+        server={"bind": ["unix:/run/hello/hello.sock"], "pidfile": "/srv/hello/pid"},
+        log={"file": "/var/log/hello/log", "access": "/srv/logs/access"},
     ).service()
     assert values(made, "RuntimeDirectory") == ["poolserver/hello hello"]
     assert values(made, "LogsDirectory") == ["hello"]
-    assert values(made, "ReadWritePaths") == ["/srv/hello"]
+    assert values(made, "ReadWritePaths") == ["/srv/hello", "/srv/logs"]
 
 
 def test_what_the_sandbox_would_hide_is_let_in() -> None:
-    """A configuration below /home, and code below /root; nothing else of them."""
-    made = units(path="/home/me/hello.toml", server={"pythonpath": ["/root/code"]}).service()
+    """A configuration below /home, code and a certificate below /root; nothing else of them."""
+    tls = {"certificate": "/root/tls/chain.pem", "key": "/etc/ssl/key.pem"}
+    made = units(path="/home/me/hello.toml", server={"pythonpath": ["/root/code"]}, tls=tls).service()
     assert values(made, "ProtectHome") == ["tmpfs"]
-    assert values(made, "BindReadOnlyPaths") == ["/home/me", "/root/code"]
+    assert values(made, "BindReadOnlyPaths") == ["/home/me", "/root/code", "/root/tls"]
 
 
 def test_words_are_quoted_for_systemd() -> None:
