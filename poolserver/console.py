@@ -94,7 +94,7 @@ class Console:
             self._exporter.start()
 
     def begin(self) -> None:
-        """The master before has let go: answer now. The exporter starts in the loop's next turn, or later if it cannot."""
+        """The master before has let go: answer now. The exporter starts in the loop's next turn, or when it can."""
         for listener in self.listeners:
             listener.is_lent = False
         self._socket.begin()
