@@ -58,6 +58,7 @@ class Inquiry:
     on_done: Callable[[int, dict[int, str]], None] = lambda _asker, _texts: None
     on_examined: Callable[[int, str], None] = lambda _serial, _text: None
     _sheets: dict[int, _Sheet] = field(default_factory=dict)
+    _left: dict[int, str] = field(default_factory=dict)
     _askers: list[int] = field(default_factory=list)
     _examined: dict[int, float] = field(default_factory=dict)  # until when
     _deadline: float = math.inf
@@ -96,12 +97,13 @@ class Inquiry:
             self.send(serial, stacks.FORCE)
 
     def last_words(self, serial: int) -> str:
-        """What faulthandler wrote when the worker crashed; empty if it did not."""
+        """What faulthandler wrote when the worker crashed; empty if it did not. Asked once, of a dead worker."""
         sheet = self._sheets.get(serial)
-        if sheet is None:
-            return ""
-        sheet.read()
-        _, fatal, stack = sheet.text.partition(stacks.CRASH)
+        if sheet is not None:
+            sheet.read()
+        # its pipe may end before the process has: then it was put away
+        text = sheet.text if sheet is not None else self._left.pop(serial, "")
+        _, fatal, stack = text.partition(stacks.CRASH)
         return fatal + stack
 
     def interests(self) -> dict[int, int]:
@@ -125,6 +127,8 @@ class Inquiry:
                 self.on_examined(serial, sheet.text)
             if is_gone:
                 os.close(self._sheets.pop(serial).fd)
+                if stacks.CRASH in sheet.text:
+                    self._left[serial] = sheet.text
         waiting = [serial for serial, sheet in self._sheets.items() if not sheet.is_complete]
         if self._askers and (not waiting or now >= self._deadline):
             if waiting and not self._is_forced:
