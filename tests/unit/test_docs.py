@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,22 @@ def test_python_shown_compiles(page: Path) -> None:
     """Every block."""
     for file, text in blocks(page, "python"):
         compile(text, f"{page.name}: {file}", "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_names_in_the_text_are_known(page: Path) -> None:
+    """Keys, variables, extras and make targets that the page mentions."""
+    text = page.read_text()
+    keys = re.findall(r"`([a-z_]+)\.([a-z0-9_]+)[`= ]", text)
+    keys += [(section.lower(), key.lower()) for section, key in re.findall(r"POOLSERVER_([A-Z]+)__([A-Z0-9_]+)", text)]
+    for section, key in keys:
+        assert section not in SECTIONS or key in SECTIONS[section], f"{page.name}: {section}.{key}"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra in (each for names in re.findall(r"poolserver\[([a-z,]+)\]", text) for each in names.split(",")):
+        assert extra in extras, f"{page.name}: {extra}"
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"`make ([a-z-]+)", text):
+        assert target in targets, f"{page.name}: make {target}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
