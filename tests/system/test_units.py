@@ -208,5 +208,8 @@ class TestPrinted:
         sandbox.systemctl("start", "hello")
         first = sandbox.main_pid("hello")
         sandbox.kill(first, SIGKILL)
+        # until systemd has killed the last worker, one may take a connection along
+        wait_for(lambda: sandbox.show("hello", "SubState") != "running", 10, "systemd to notice")
+        wait_for(lambda: sandbox.show("hello", "SubState") in ("auto-restart", "running"), 10, "the end of all workers")
         assert sandbox.ask(URL, b"hello\n", timeout=20) == b"hello\n"
         assert sandbox.main_pid("hello") != first
