@@ -18,10 +18,10 @@ run: $(STAMP) ## serve the built-in echo handler on tcp://127.0.0.1:20000 until 
 	@exec $(BIN)/poolserver run poolserver.examples.echo:EchoHandler -b tcp://127.0.0.1:20000
 
 test: $(STAMP) ## everything but the long storms, in about six minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) -m "not soak"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not soak"
 
 test-library: $(STAMP) ## the tests that need no clients: what CI runs on every other Python
-	$(BIN)/python -m pytest -n $(JOBS) -m "not soak" tests/unit tests/contract tests/test_layers.py
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not soak" tests/unit tests/contract tests/test_layers.py
 
 soak: $(STAMP) ## the long forms of the storms
 	$(BIN)/python -m pytest -m soak

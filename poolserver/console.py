@@ -94,15 +94,12 @@ class Console:
             self._exporter.start()
 
     def begin(self) -> None:
-        """Answer now. The exporter starts in the loop's next turn, or later if it cannot."""
+        """The master before has let go: answer now. The exporter starts in the loop's next turn, or when it can."""
+        for listener in self.listeners:
+            listener.is_lent = False
         self._socket.begin()
         if self._metrics is not None:
             self._exporter = Companion("metrics", self._fork_exporter)
-
-    def take_over(self) -> None:
-        """The master before has let go."""
-        for listener in self.listeners:
-            listener.is_lent = False
 
     def pass_control(self, passed: Passed) -> PassedFile | None:
         """The control socket, for another master."""

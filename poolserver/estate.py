@@ -79,7 +79,7 @@ class Word(TypedDict, total=False):
     """A line between the masters.
 
     The heir says ``taken``, once: it serves, has these of the descriptors in use, and is the process ``pid``. The other
-    says ``is_yours``, once: it has let go of them; and at its end, ``counts``: what it has counted since. Or it says
+    says ``counts``, then and again: what it has counted since; and ``is_yours``, once: it has let go of them. Or
     ``is_over``: the heir is not wanted any more.
     """
 

@@ -9,7 +9,7 @@ import logging
 import socketserver
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -100,7 +100,7 @@ def call(spec: str, key: str) -> None:
     """
     if not spec:
         return
-    function = _import(spec, key)
+    function = _function(spec, key)
     try:
         function()
     except BaseException as error:
@@ -109,8 +109,19 @@ def call(spec: str, key: str) -> None:
 
 def refuse_missing(spec: str, key: str) -> None:
     """Refuse what ``key`` names if ``call`` could not call it. Raises ConfigError."""
-    if spec and not callable(_import(spec, key)):
+    if spec:
+        _function(spec, key)
+
+
+def _function(spec: str, key: str) -> Callable[[], object]:
+    function: Callable[[], object] = _import(spec, key)
+    if not callable(function):
         raise ConfigError(f"{key}: {spec} is no function")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(
+            f"{key}: {spec} is a coroutine function, which no event loop would run: want a plain function"
+        )
+    return function
 
 
 def fitting(service: Service, address: Address) -> None:

@@ -26,7 +26,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created))
         stamp += f".{int(record.msecs):03d}" + time.strftime("%z", time.localtime(record.created))
-        return f"{stamp} {record.levelname} {vars(record)['role']} [{record.process}]: {self.body(record)}"
+        role = getattr(record, "role", "poolserver")
+        return f"{stamp} {record.levelname} {role} [{record.process}]: {self.body(record)}"
 
     def body(self, record: logging.LogRecord) -> str:
         """What is said, and below it a traceback, if there is one."""

@@ -251,11 +251,10 @@ def _on_ready(succession: Succession, desk: Console, surroundings: Surroundings)
     def take() -> None:
         if pidfile is not None:
             pidfile.write()
-        desk.begin()
 
     def be_alone() -> None:
         assert heir is not None
-        desk.take_over()
+        desk.begin()
         succession.take_over(heir.stored)
 
     if heir is None:

@@ -32,6 +32,9 @@ _log = logging.getLogger("poolserver")
 UNTOLD_EXIT_INTERVAL = 0.5
 """Seconds between looks where no descriptor tells of its death (no pidfd)."""
 
+COUNTS_INTERVAL = 1.0
+"""Seconds between words of what the workers that drain have counted."""
+
 MAX_WORD_BYTES = 65536
 """One descriptor's number has 7 characters at most."""
 
@@ -117,6 +120,7 @@ class Upgrader:
         self._legacy = legacy
         self._on_departed = on_departed
         self._counted = Counts(totals={}, durations=[])
+        self._next_counts = math.inf
         self._passed = Passed()
         self._taken: list[int] = []
         self._pid = 0
@@ -152,12 +156,13 @@ class Upgrader:
         for number in self._taken:
             self._passed.on_taken.get(number, lambda: None)()
         self._on_departed()
+        self._tell_counts()
         self._tell({"is_yours": True})
 
     def leave(self) -> None:
         """This process's end: what it has counted since is told. It waits in the line for its reader."""
         if self._has_departed:
-            self._tell({"counts": estate.grown(self._counted, self._legacy.counts())})
+            self._tell_counts()
         if self._nurse is not None:
             self._nurse.end()
         self._close()
@@ -168,11 +173,15 @@ class Upgrader:
 
     def deadline(self) -> float:
         """When to ``attend`` at the latest, in monotonic seconds."""
+        if self._has_departed and self._line is not None:
+            return self._next_counts
         is_told = self._nurse is None or self._nurse.has_exit_descriptor
         return math.inf if is_told else time.monotonic() + UNTOLD_EXIT_INTERVAL
 
-    def attend(self, ready: Collection[int], _now: float) -> list[Event]:
-        """What it has told, and its end."""
+    def attend(self, ready: Collection[int], now: float) -> list[Event]:
+        """What it has told, and its end. Once it serves, it is told what is counted here."""
+        if self._has_departed and self._line is not None and self._next_counts <= now:
+            self._tell_counts()
         is_due = self._nurse is not None and not self._nurse.has_exit_descriptor
         return list(self._told()) if is_due or set(ready).intersection(self._fds()) else []
 
@@ -259,6 +268,12 @@ class Upgrader:
             self._line.send(json.dumps(word).encode() + b"\n")
         except OSError:
             pass  # it has ended: nobody inherits
+
+    def _tell_counts(self) -> None:
+        """What was counted since they were last told."""
+        before, self._counted = self._counted, self._legacy.counts()
+        self._next_counts = time.monotonic() + COUNTS_INTERVAL
+        self._tell({"counts": estate.grown(before, self._counted)})
 
     def _hang_up(self) -> None:
         if self._line is not None:

@@ -157,7 +157,7 @@ def test_block_of_the_loop_is_detected_and_named(daemon):
     """The log says whose handler it is and where; then serving goes on."""
     served = daemon(ORDERS, workers=1)
     with connect(served) as blocking:
-        blocking.sendall(b"block 3\n")
+        blocking.sendall(b"block 5\n")
         wait_for(lambda: "the event loop is blocked for" in served.log(), 10, "the line in the log")
         assert f"by the handler of 127.0.0.1:{blocking.getsockname()[1]}" in served.log()
         assert "time.sleep(min(" in served.log()
@@ -168,7 +168,7 @@ def test_block_of_the_loop_is_detected_and_named(daemon):
 
 def test_worker_whose_loop_stays_blocked_is_replaced(daemon):
     """Its connections are lost in any case; newcomers are served by its replacement."""
-    served = daemon(ORDERS, *setting(timeouts__worker=0.5), workers=1)
+    served = daemon(ORDERS, *setting(timeouts__worker=2), workers=1)
     (pid,) = served.workers()
     with connect(served) as blocking:
         blocking.sendall(b"block 60\n")
@@ -235,7 +235,7 @@ def test_silent_clients_are_cut(daemon, tmp_path):
     totals(served, first_byte=1)
     for handler in (ORDERS, LINES):
         served = daemon(
-            handler, *setting(timeouts__idle=0.4), bind=["tcp://127.0.0.1:0", f"unix:@{tmp_path}/{handler}"], workers=1
+            handler, *setting(timeouts__idle=1), bind=["tcp://127.0.0.1:0", f"unix:@{tmp_path}/{handler}"], workers=1
         )
         with connect(served) as client:
             client.sendall(b"peer\n")
@@ -250,8 +250,8 @@ def test_silent_clients_are_cut(daemon, tmp_path):
 
 def test_busy_handler_is_not_idle(daemon):
     """One that does not wait for its client is not cut, however long it takes."""
-    served = daemon(ORDERS, *setting(timeouts__idle=0.3), workers=1)
-    assert told(served, "sleep 1.2") == ["slept"]
+    served = daemon(ORDERS, *setting(timeouts__idle=1), workers=1)
+    assert told(served, "sleep 2.5") == ["slept"]
     with connect(served) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.sendall(b"flood 20000000\n")
@@ -260,7 +260,7 @@ def test_busy_handler_is_not_idle(daemon):
 
 def test_handler_is_cancelled_at_its_deadline(daemon):
     """It may say goodbye; one that does not hear of it counts as hung, and its worker is replaced."""
-    served = daemon(ORDERS, *setting(timeouts__handler=0.4), workers=1)
+    served = daemon(ORDERS, *setting(timeouts__handler=1.5), workers=1)
     with connect(served) as client:
         client.sendall(b"extend 0.1\ngoodbye\n")
         assert read_line(client) == b"extended\n"
@@ -305,13 +305,12 @@ def test_stop_waits_for_the_open_and_serves_the_queue(daemon, workers):
 
 def test_drain_that_takes_too_long_is_cut_with_a_goodbye(daemon):
     """At ``graceful`` handlers are cancelled; who does not hear of it is left."""
-    for handler, graceful in ((ORDERS, 0.5), (LINES, 0.5)):
-        served = daemon(handler, *setting(timeouts__graceful=graceful), workers=1)
+    for handler in (ORDERS, LINES):
+        served = daemon(handler, *setting(timeouts__graceful=0.5), workers=1)
         with connect(served) as client, connect(served) as deaf:
-            client.sendall(b"goodbye\n")
-            if handler == ORDERS:
-                deaf.sendall(b"deaf\n")
-            totals(served, accepted=2)
+            for each, order in ((client, b"goodbye\n"), (deaf, b"deaf\n")):
+                each.sendall(b"peer\n" + order * (handler == ORDERS))  # what comes with it is heard with it
+                assert read_line(each) == b"127.0.0.1\n"
             served.signal(SIGTERM)
             if handler == ORDERS:
                 assert read_line(client) == b"goodbye\n"
@@ -383,6 +382,5 @@ def test_chat_example_says_goodbye(daemon):
         bob.sendall(b"hello\n")
         assert read_line(ann) == b"bob: hello\n"
         assert served.stop() == 0
-        assert read_line(ann) == b"* this server is about to leave; goodbye\n"
-        assert ann.recv(100) == b"* bob has left\n" or not ann.recv(100)
+        assert read_line(ann).startswith(b"* this server is about to leave; goodbye\n")
     assert "0 cut" in served.log()

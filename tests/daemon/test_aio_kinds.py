@@ -77,7 +77,7 @@ def test_stalled_handshakes_hold_no_seat_and_are_cut_in_time(serve, pki):
 
 def test_handshake_follows_the_proxy_header_and_precedes_what_is_waited_for(serve, pki):
     """Limits know the real client; who says nothing after the handshake is cut by first_byte, and holds no seat."""
-    options = setting(limits__per_source=1, timeouts__first_byte=1)
+    options = setting(limits__per_source=1, timeouts__first_byte=3)
     served = serve(ORDERS, *ON, *options, workers=1, threads=1)
     with secure(served, client_context(pki), before=v2("192.0.2.7")) as silent:
         with secure(served, client_context(pki), before=v2("192.0.2.8")) as good:

@@ -59,6 +59,8 @@ def test_functions_that_workers_are_to_call_are_looked_up() -> None:
     found = problems_of(server={"worker_start": "no_such:f"})
     assert "server.worker_start: cannot import no_such" in found
     assert "server.worker_stop: os:sep is no function" in problems_of(server={"worker_stop": "os:sep"})
+    found = problems_of(server={"worker_start": "asyncio:sleep"})
+    assert "server.worker_start: asyncio:sleep is a coroutine function" in found
 
 
 @given(documents)
