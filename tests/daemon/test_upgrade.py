@@ -343,7 +343,7 @@ def upgrade_under_load(site: Site, upgrades: int, clients: int) -> Counts:
 
 class TestUnderLoad:
     def test_upgrades_lose_nobody(self, site):
-        """Eight clients, over TCP and a Unix socket, a connection for each request."""
+        """R11: eight clients, over TCP and a Unix socket, a connection for each request."""
         counts = upgrade_under_load(site, upgrades=2, clients=8)
         assert counts.is_lossless, counts
 
