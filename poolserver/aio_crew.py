@@ -38,7 +38,7 @@ class _HereOnLoop:
 
     def extend(self, seconds: float) -> None:
         """Move the handler deadline of this connection."""
-        self.lane.deadline += seconds
+        self.lane.extend(seconds)
 
 
 class LoopCrew(Crew):

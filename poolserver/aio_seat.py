@@ -185,6 +185,7 @@ class Seat(Lane):
         self._born = parked.born if parked is not None else now
         if self._handler_timeout:
             self.deadline = now + self._handler_timeout
+            self._row.ends_by(self.deadline)
         self.next_look = now + station.idle_timeout if station.idle_timeout else math.inf
         self._is_lost = False
         self._outcome = Outcome.SERVED

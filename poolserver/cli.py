@@ -103,9 +103,9 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 def run(**given: Any) -> None:
     """Serve HANDLER, named as package.module:attribute, until a signal ends it.
 
-    HANDLER is a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address), or a socketserver
-    server class that has its own RequestHandlerClass. The current directory is importable. Try:
-    poolserver run poolserver.examples.echo:EchoHandler
+    HANDLER is a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address), a coroutine function
+    f(reader, writer), an asyncio protocol class, or a socketserver server class that has its own RequestHandlerClass.
+    The current directory is importable. Try: poolserver run poolserver.examples.echo:EchoHandler
     """
     service.run(functools.partial(_loaded, **given), is_whole_process=True)
 
@@ -203,10 +203,10 @@ def top_command(**where: Any) -> None:
         top = importlib.import_module("poolserver.top")
     except ModuleNotFoundError as error:
         raise PoolserverError(f"top needs {error.name}: pip install 'poolserver[top]'") from None
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise PoolserverError("top needs a terminal; `poolserver status` does not")
     with _asked(**where) as server:
         path = server.path
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise PoolserverError("top needs a terminal; `poolserver status` does not")
     top.watch(lambda: _snapshot(path))
 
 

@@ -240,13 +240,18 @@ def _import(spec: str, key: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except BaseException as error:
         text = f"{key}: cannot import {module_name}: {type(error).__name__}: {error}"
-        raise ConfigError(text, traceback.format_exc()) from error
+        raise ConfigError(text, "" if _is_missing(module_name, error) else traceback.format_exc()) from error
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
             raise ConfigError(f"{key}: module {module_name} has no {path!r}") from None
     return found
+
+
+def _is_missing(module_name: str, error: BaseException) -> bool:
+    """Whether there is no such module, so that a traceback would show nothing of the user's."""
+    return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
 
 
 def _kind(attribute: Any) -> str:

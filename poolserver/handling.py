@@ -92,6 +92,11 @@ class Handling:
         ended = self._ended_from_outside
         return ended is not None and ended[0] is self.request
 
+    def extend(self, seconds: float) -> None:
+        """Move the handler deadline of the connection that it has."""
+        self.deadline += seconds
+        self._row.ends_by(self.deadline)
+
     def end_as(self, request: object, outcome: Outcome) -> None:
         """``request`` ends as ``outcome``, whatever its handler does now, unless this lane has another by then."""
         self._ended_from_outside = (request, outcome)
@@ -133,6 +138,7 @@ class Handling:
         self._born = parked.born if parked is not None else self.began
         if self._handler_timeout:
             self.deadline = self.began + self._handler_timeout
+            row.ends_by(self.deadline)
         try:
             end = self._serve(server, request, address, parked)
         except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included

@@ -1,6 +1,5 @@
 """Which lane the calling thread is, for a server object whose hooks are called in it."""
 
-import math
 import threading
 
 from poolserver.lane import Lane
@@ -9,7 +8,8 @@ from poolserver.lane import Lane
 class _NoLane:
     """What a thread of the user's has, that calls a server object's hooks as a lane would."""
 
-    deadline = math.inf
+    def extend(self, seconds: float) -> None:
+        """It has no deadline."""
 
     def on_closing(self, request: object) -> None:
         """Nobody's connection is being closed."""
@@ -30,4 +30,4 @@ class Here(threading.local):
 
     def extend(self, seconds: float) -> None:
         """Move the handler deadline of the connection that the calling lane has."""
-        self.lane.deadline += seconds
+        self.lane.extend(seconds)

@@ -163,11 +163,14 @@ class Observer:
         since = min(max(0.0, now - reading.since), now)
         is_idle = reading.state is LaneState.IDLE
         has_deadline = self.terms.handler_timeout and not is_idle
+        deadline = reading.deadline
+        if deadline <= reading.since:
+            deadline = reading.since + self.terms.handler_timeout
         return LaneStatus(
             state=_LANE_STATES[reading.state],
             since=since,
             peer=None if is_idle else reading.peer,
-            deadline_left=max(0.0, self.terms.handler_timeout - since) if has_deadline else None,
+            deadline_left=max(0.0, deadline - now) if has_deadline else None,
         )
 
     def _totals(self, pool: Pool) -> Totals:

@@ -21,6 +21,8 @@ NEW, BETWEEN = range(2)
 LEAVING, OLDEST, STRESS, SIGN, LEFT = range(35, 40)
 """Words of the crew's half; its counters stand where a lane's do."""
 
+DEADLINE = 33
+"""Word of a lane's half: until when its connection may be in the handler, in monotonic nanoseconds."""
 _PEER_WORD = 34
 PEER_BYTES = 48
 """An IPv6 address in brackets with its port is at most 47 characters."""
@@ -76,6 +78,9 @@ class Outcome(enum.IntEnum):
 
 
 _WITHOUT_HANDLER = frozenset({Outcome.REFUSED_VERIFY, Outcome.REFUSED_RESET, Outcome.TIMEOUT_FIRST_BYTE})
+
+_FAR = 1e9
+"""Seconds of the monotonic clock, 30 years of them: a deadline is no later."""
 
 MAX_COUNT = 2**53
 """No honest count gets here, and a JSON reader's numbers end here: a row that says more was scribbled over."""
@@ -180,6 +185,10 @@ class Row:
         self._peer[:] = peer.encode("utf-8", "replace")[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
         self._began = self._words[SINCE] = time.monotonic_ns()
         self._words[STATE] = 2
+
+    def ends_by(self, deadline: float) -> None:
+        """The connection's handler deadline, in monotonic seconds; one that is infinite is none."""
+        self._words[DEADLINE] = int(max(0.0, min(deadline, _FAR)) * 1e9)
 
     def end(self, outcome: int) -> None:
         """The connection is over, and how."""

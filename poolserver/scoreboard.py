@@ -13,6 +13,7 @@ from poolserver.errors import SystemRefusedError
 from poolserver.rows import (
     BETWEEN,
     COUNTERS,
+    DEADLINE,
     DURATION_SUM,
     DURATIONS,
     HALF_WORDS,
@@ -58,10 +59,12 @@ class Berth:
 
 @dataclass(frozen=True, slots=True)
 class LaneReading:
-    """A row as a reader saw it. ``since`` is of ``time.monotonic()``, in seconds."""
+    """A row as a reader saw it. ``since`` and ``deadline`` are of ``time.monotonic()``, in seconds; a ``deadline`` that
+    is not later than ``since`` was an earlier connection's."""
 
     state: LaneState
     since: float
+    deadline: float
     peer: str
     octets: bytes = field(repr=False)
 
@@ -237,6 +240,7 @@ class Scoreboard:
         return LaneReading(
             state=LaneState(state) if state <= LaneState.HUNG else LaneState.ABSENT,
             since=words[SINCE] / 1e9,
+            deadline=words[DEADLINE] / 1e9,
             peer=peer if state in (LaneState.BUSY, LaneState.HUNG) else "",
             octets=octets,
         )

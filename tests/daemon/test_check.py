@@ -45,6 +45,15 @@ def test_handler_that_does_not_import_fails_with_its_traceback(tmp_path: Path) -
     assert any("Traceback" in line for line in rest)
 
 
+def test_module_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    """A traceback would show nothing of the user's."""
+    for name in ("no_such", "handlers.no_such", "no_such.handlers"):
+        done = check(tmp_path, f"{name}:Handler")
+        assert done.returncode == 78
+        assert done.stderr.startswith(f"poolserver: server.handler: cannot import {name}: ModuleNotFoundError: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     """Two wrong addresses and a folder that is not there."""
     done = check(

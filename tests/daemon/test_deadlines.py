@@ -62,6 +62,21 @@ def test_handler_deadline_cuts_a_trickle_and_logs_the_stack(daemon) -> None:
     assert totals(served.log())["timeout_handler"] == 1
 
 
+@pytest.mark.parametrize("handler", ["handlers:OrderHandler", "aio_handlers:orders"])
+def test_status_tells_what_is_left_of_a_deadline_that_was_moved(daemon, handler: str) -> None:
+    """extend: of this connection only, not of the next in its lane."""
+    served = daemon(handler, *options(handler=100), workers=1, threads=1)
+
+    def left(order: bytes) -> float:
+        with connect(served) as sock:
+            sock.sendall(order)
+            assert read_line(sock)
+            return served.status()["workers"][0]["lanes"][0]["deadline_left"]
+
+    assert 1000 < left(b"extend 1000\n") < 1100
+    assert 0 < left(b"echo hi\n") <= 100
+
+
 def test_handler_that_does_not_come_back_is_said_to_hang(daemon) -> None:
     """A lane past deadline and grace counts as hung, and the other lanes go on."""
     served = daemon("handlers:OrderHandler", *options(handler=0.3), workers=1, threads=2)
