@@ -214,11 +214,11 @@ class Succession:
 
     def take_over(self, stored: Sequence[str]) -> None:
         """The listeners are ours alone: the master before has let go. ``stored``: the names of what systemd keeps."""
+        lent = [listener for listener in self._present.listeners if listener.is_lent]
+        self._manager.take_over(stored, {each.url: each.socket for each in lent if not each.is_adopted})
         for listener in self._present.listeners:
             listener.is_lent = False
             listener.apply_options()
-        own = {listener.url: listener.socket for listener in self._present.listeners if not listener.is_adopted}
-        self._manager.take_over(stored, own)
         self._keep()
 
     def __enter__(self) -> Self:
