@@ -107,9 +107,8 @@ class Handling:
         return self._row.is_hung
 
     def mark_hung(self) -> None:
-        """Write it on the scoreboard: the lane itself cannot. Its connection is counted now, not if it comes back."""
+        """Write it on the scoreboard: the lane itself cannot."""
         self._row.hung()
-        self._crew.park.count(Outcome.TIMEOUT_HANDLER)
 
     def on_closing(self, request: object) -> None:
         """The connection is about to be closed: was it the idle time-out that ended it?"""
@@ -151,20 +150,13 @@ class Handling:
             suspended.ending = end if end is not Outcome.SERVED else None  # cut just now
             self._suspend(suspended)
             return
-        self._count(end)
+        row.end(end)
         if self._has_access_log:
             sizes, self._moved = self._moved, None
             if not end.is_refusal:
                 access.tell(station, address, self.number, self._born, sizes or access.moved(request), end)
         if self._door is not None:
             self._door.closed(row.number)
-
-    def _count(self, end: Outcome) -> None:
-        """The connection is over, and how; one that was given up is counted already."""
-        if self._row.is_hung:
-            self._row.idle()
-        else:
-            self._row.end(end)
 
     def _suspend(self, parked: Parked) -> None:
         """The conversation goes on when the client speaks again, or at once, after others, if it has spoken."""

@@ -166,11 +166,6 @@ class Park:
                     self._claims.received(place)
             self._sent = {place: self._sent[place] for place in self._claims.settle(self._ordinal, self._sent)}
 
-    def count(self, outcome: Outcome) -> None:
-        """One more ended so, that was not parked, and whose lane cannot say so."""
-        with self._lock:
-            self.row.count(outcome)
-
     def drop(self, parked: Parked) -> None:
         """Close one that no handler needs to see, and count its ending, in no lane's name."""
         outcome = parked.ending or Outcome.CUT

@@ -272,7 +272,6 @@ def test_handler_is_cancelled_at_its_deadline(daemon):
         wait_for(lambda: "hangs: it has not come back 5 s after it was cancelled" in served.log(), 20, "the line")
         assert client.recv(1) == b""
     wait_for(lambda: "has a lane that hangs" in served.log(), 10, "the replacement")
-    totals(served, handler=2)
     assert told(served, "peer") == ["127.0.0.1"]
     served.signal(SIGINT)
 

@@ -83,7 +83,6 @@ def test_handler_that_does_not_come_back_is_said_to_hang(daemon) -> None:
     with connect(served) as stuck:
         stuck.sendall(b"sleep 60\n")
         wait_for(lambda: "hangs:" in served.log(), 10, "the hung lane to be named")
-        wait_for(lambda: served.status()["totals"]["timeouts"]["handler"] == 1, 5, "the hung one to be counted")
         with connect(served) as good:
             good.sendall(b"echo hi\n")
             assert read_line(good) == b"hi\n"
@@ -100,17 +99,3 @@ def test_clients_within_their_deadlines_notice_nothing(daemon, timeouts: dict[st
     assert served.stop() == 0
     counted = totals(served.log())
     assert counted["served"] == counted["accepted"] == 20
-
-
-def test_hung_handler_that_comes_back_after_all_is_counted_once(daemon) -> None:
-    """As a time-out, when it is given up; its lane is free again."""
-    served = daemon("handlers:OrderHandler", *options(handler=0.3), workers=0, threads=1)
-    with connect(served) as late:
-        late.sendall(b"sleep 6.5\n")
-        wait_for(lambda: "hangs:" in served.log(), 10, "the hung lane to be named")
-    with connect(served) as good:
-        good.sendall(b"echo hi\n")
-        assert read_line(good) == b"hi\n"
-    assert served.stop() == 0
-    counted = totals(served.log())
-    assert (counted["accepted"], counted["served"], counted["timeout_handler"]) == (2, 1, 1)
