@@ -206,7 +206,7 @@ def test_reloads_lose_no_datagram(daemon):
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_last_words_to_a_connection_that_was_cut_are_no_error(daemon, loop) -> None:
-    """Written after timeouts.idle has closed it: uvloop raises, asyncio does not; neither is a fault of the handler's."""
+    """Written after timeouts.idle has closed it: uvloop raises, asyncio does not; it is no fault of the handler."""
     served = daemon("aio_handlers:polite", *setting(timeouts__idle=0.3), loop=loop, workers=1)
     with connect(served) as client:
         client.sendall(b"hello\n")
