@@ -170,4 +170,6 @@ class LoopCrew(Crew):
         if busy := list(self._floor.busy):
             names = peer_names(seat.address for seat in busy)
             _log.warning("left %d handler(s) that did not come back: %s", len(busy), names)
+            for seat in busy:
+                self.park.row.count(seat.ending)
         self._phase = Phase.OVER

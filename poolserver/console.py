@@ -104,7 +104,7 @@ class Console:
     def pass_control(self, passed: Passed) -> PassedFile | None:
         """The control socket, for another master."""
         found, on_taken = self._socket.listener, self._socket.hand_over
-        return passed.file(found.socket.fileno(), self._control_key, on_taken) if found else None
+        return passed.file(found.socket.fileno(), self._control_key, on_taken, found.file) if found else None
 
     def pass_metrics(self, passed: Passed) -> PassedFile | None:
         """The metrics' listener likewise."""

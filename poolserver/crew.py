@@ -304,6 +304,8 @@ class Crew:
         if busy:
             names = peer_names(lane.address for lane in busy)
             _log.warning("left %d handler(s) that did not come back: %s", len(busy), names)
+        for lane in busy:
+            self.park.row.count(lane.ending)
         self._phase = Phase.OVER
 
     def _enter(self, phase: Phase, seconds: float) -> None:

@@ -19,12 +19,17 @@ FIRST_FD = 3
 """The first descriptor that is passed; the others follow it. Those before are the standard ones."""
 
 
+FileId = tuple[int, int]
+"""Device and inode of a Unix socket's file: its path may lead elsewhere by now, and to another's."""
+
+
 class PassedSocket(TypedDict):
-    """A listener's socket. ``is_own``: we bound it, and its file, if it has one, is the service's to remove."""
+    """A listener's socket. ``is_own``: we bound it, and its ``file``, if it has one, is the service's to remove."""
 
     fd: int
     scheme: str
     is_own: bool
+    file: FileId | None
 
 
 class PassedGroup(TypedDict):
@@ -35,10 +40,11 @@ class PassedGroup(TypedDict):
 
 
 class PassedFile(TypedDict):
-    """A descriptor of something that has a path, a URL, or a name."""
+    """A descriptor of something that has a path, a URL, or a name. ``file``: as of a ``PassedSocket``."""
 
     fd: int
     name: str
+    file: FileId | None
 
 
 class Counts(TypedDict):

@@ -102,6 +102,11 @@ class Handling:
         self._ended_from_outside = (request, outcome)
 
     @property
+    def ending(self) -> Outcome:
+        """How its connection ended, should its handler never come back to count it."""
+        return self._ended_from_outside[1] if self.is_ended_from_outside and self._ended_from_outside else Outcome.CUT
+
+    @property
     def is_hung(self) -> bool:
         """Whether its handler has been given up."""
         return self._row.is_hung

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Self
 
-from poolserver import config, estate, nurse, process
+from poolserver import config, estate, nurse, process, unix_path
 from poolserver.address import Address
 from poolserver.binding import Group
 from poolserver.door import Register
 from poolserver.errors import ConfigError, PoolserverError
-from poolserver.estate import Estate, PassedFile, PassedSocket, Word
+from poolserver.estate import Estate, FileId, PassedFile, PassedSocket, Word
 from poolserver.events import Event
 from poolserver.handover import Pairs
 from poolserver.listener import Listener, Options
@@ -95,11 +95,11 @@ class Heir:
     # What was left
 
     def groups(self, urls: Collection[str], options: Options) -> list[Group]:
-        """The listeners of those of these bind URLs that the other serves."""
+        """The listeners of those of these bind URLs that the other serves, where new clients still reach it."""
         return [
             Group(each["url"], tuple(self._listener(one, options) for one in each["sockets"]))
             for each in self._left["groups"]
-            if each["url"] in urls
+            if each["url"] in urls and all(self._has_its_file(one["fd"], one["file"]) for one in each["sockets"])
         ]
 
     def passed(self, urls: Collection[str]) -> Passed:
@@ -121,9 +121,12 @@ class Heir:
         return self._file(self._left["metrics"], url, options)
 
     def pidfile(self, path: str) -> int | None:
-        """The descriptor of the pid file, with its lock, if the other's has this path."""
+        """The descriptor of the pid file, with its lock, if the other's has this path, and is still there."""
         found = self._pidfile
         if found is None or found["name"] != path:
+            return None
+        held = os.fstat(found["fd"])
+        if not unix_path.is_there(path, (held.st_dev, held.st_ino)):
             return None
         self._pidfile = None
         self._taken.add(found["fd"])
@@ -206,7 +209,7 @@ class Heir:
         self._taken |= listening & self._sockets.keys()
         for part in (self._left["control"], self._left["metrics"]):
             if part is not None and part["fd"] not in self._taken:
-                self._sockets[part["fd"]].close()
+                self._drop(part["fd"])
         if self._pidfile is not None:
             os.close(self._pidfile["fd"])
         self.on_take()
@@ -241,16 +244,29 @@ class Heir:
         sock = self._sockets[one["fd"]]
         address = _address(one["scheme"], sock)
         listener = Listener(address, sock, options, is_adopted=not one["is_own"], is_lent=True, is_outdated=True)
-        if one["is_own"] and listener.address.has_file:
-            listener.note_file()
+        if one["file"] is not None:
+            listener.own_file((one["file"][0], one["file"][1]))
         return listener
 
+    def _has_its_file(self, fd: int, file: FileId | None) -> bool:
+        """Or its path leads elsewhere by now: it was removed, is another's, or is relative to another folder. Then it
+        is not ours: who wants the path binds it anew."""
+        if file is None or unix_path.is_there(os.fsdecode(self._sockets[fd].getsockname()), (file[0], file[1])):
+            return True
+        self._drop(fd)
+        return False
+
+    def _drop(self, fd: int) -> None:
+        """Its number may be another's from now on."""
+        if fd in self._sockets:
+            self._sockets.pop(fd).close()
+
     def _file(self, found: PassedFile | None, name: str, options: Options) -> Listener | None:
-        if found is None or found["name"] != name:
+        if found is None or found["name"] != name or not self._has_its_file(found["fd"], found["file"]):
             return None
         self._taken.add(found["fd"])
         scheme = "unix" if self._sockets[found["fd"]].family == socket.AF_UNIX else "tcp"
-        return self._listener(PassedSocket(fd=found["fd"], scheme=scheme, is_own=True), options)
+        return self._listener(PassedSocket(fd=found["fd"], scheme=scheme, is_own=True, file=found["file"]), options)
 
 
 def _socket_fds(left: Estate) -> list[int]:

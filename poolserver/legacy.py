@@ -44,7 +44,7 @@ class Legacy:
             report=-1,
             leash=-1,
             groups=groups,
-            unclaimed=[PassedFile(fd=passed.add(sock.fileno()), name=name) for name, sock in strangers],
+            unclaimed=[PassedFile(fd=passed.add(sock.fileno()), name=name, file=None) for name, sock in strangers],
             stored=self.manager.stored,
             pairs=[passed.add(sock.fileno(), is_needed=True) for sock in self.pairs.sockets],
             control=self.desk.pass_control(passed),
@@ -77,4 +77,4 @@ def _group(group: Group, passed: Passed) -> PassedGroup:
 
 def _socket(listener: Listener, passed: Passed) -> PassedSocket:
     fd = passed.add(listener.socket.fileno(), listener.lend, is_needed=True)
-    return PassedSocket(fd=fd, scheme=listener.address.scheme, is_own=not listener.is_adopted)
+    return PassedSocket(fd=fd, scheme=listener.address.scheme, is_own=not listener.is_adopted, file=listener.file)

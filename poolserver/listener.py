@@ -74,10 +74,19 @@ class Listener:
     def is_stream(self) -> bool:
         return self.address.is_stream
 
+    @property
+    def file(self) -> tuple[int, int] | None:
+        """Device and inode of the file of its Unix socket, if that is ours to remove."""
+        return self._inode
+
     def note_file(self) -> None:
         """The file of its Unix socket is ours to remove, as long as it is this one."""
-        found = Path(str(self.address.sockaddr)).stat()
-        self._made_by, self._inode = os.getpid(), (found.st_dev, found.st_ino)
+        found = Path(str(self.address.sockaddr)).lstat()
+        self.own_file((found.st_dev, found.st_ino))
+
+    def own_file(self, file: tuple[int, int]) -> None:
+        """As ``note_file``, of one that another master made."""
+        self._made_by, self._inode = os.getpid(), file
 
     def with_options(self, options: Options) -> "Listener":
         """The same socket under other options, for the generation to come; ``apply_options`` at its commit."""

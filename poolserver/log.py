@@ -89,14 +89,18 @@ class LineHandler(logging.Handler):
             os.dup2(self._fd, 1)
             os.dup2(self._fd, 2)
 
-    def close(self) -> None:
-        """Give the descriptor back: another handler has taken over."""
+    def give_back(self) -> None:
+        """Close the descriptor: another handler has taken over.
+
+        Not ``close``, which frameworks call on every handler there is: ``logging.config.dictConfig`` does, and so does
+        Django's ``setup()``.
+        """
         with self._held():
             fd, self._fd = self._fd, -1
         os.close(fd)
         if self._native is not None:
             self._native.close()
-        super().close()
+        self.close()
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -228,7 +232,7 @@ def use(handler: LineHandler, level: str, access: LineHandler | None) -> None:
     root.addHandler(handler)
     if _handler is not None:
         root.removeHandler(_handler)
-        _handler.close()
+        _handler.give_back()
     logging.raiseExceptions = False  # a log that fails must not print about it
     _handler = handler
     handler.follow()
@@ -244,7 +248,7 @@ def _use_access(handler: LineHandler | None) -> None:
         return
     if _access_handler is not None:
         logger.removeHandler(_access_handler)
-        _access_handler.close()
+        _access_handler.give_back()
     if handler is not None:
         logger.addHandler(handler)
     _access_handler = handler

@@ -47,6 +47,8 @@ class Pool(Turnover):
     _stop_askers: list[int] = field(default_factory=list)
     _door_closes: float = math.inf
     """When a stop goes on from accepting (``timeouts.lame_duck``) to draining."""
+    _successor: int = 0
+    """The master's pid that has taken over; 0: none has."""
 
     def __post_init__(self) -> None:
         self.slots = [Slot(number) for number in range(self.policy.workers)]
@@ -119,6 +121,8 @@ class Pool(Turnover):
     # Stop
 
     def _stop(self, asked: Asked) -> None:
+        if self._is_not_ours(asked):
+            return
         self._stop_askers.append(asked.asker)
         if not self.is_leaving:
             self._give_up_waiting()
@@ -134,7 +138,16 @@ class Pool(Turnover):
         for worker in list(self.workers.values()):
             self.retire(worker, Order.DRAIN)
 
+    def _is_not_ours(self, asked: Asked) -> bool:
+        """Whoever has reached us by the control socket means the service, which is another master's by now."""
+        if self._successor == 0 or asked.asker == NOBODY:
+            return False
+        self.refuse(asked, f"this master has handed over to pid {self._successor}, and is leaving: ask again")
+        return True
+
     def _stop_now(self, asked: Asked) -> None:
+        if self._is_not_ours(asked):
+            return
         self._stop_askers.append(asked.asker)
         if self._stage is not PoolState.STOPPING:
             self._give_up_waiting()
@@ -267,6 +280,7 @@ class Pool(Turnover):
             return
         self.say("INFO", f"upgrade done: the new master has pid {successor.pid}; leaving")
         self._stage = PoolState.DRAINING
+        self._successor = successor.pid
         if not successor.has_all:
             self._actions.append(Depart())  # closes doors, so that the queues to be served come to an end
         for worker in list(self.workers.values()):

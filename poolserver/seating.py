@@ -117,7 +117,8 @@ def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> soc
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.VAR_POSITIONAL,
     )
-    places = sum(99 if each.kind is positional[2] else 1 for each in parameters.values() if each.kind in positional)
+    others = [each for name, each in parameters.items() if each.kind in positional and name != "bind_and_activate"]
+    places = sum(99 if each.kind is positional[2] else 1 for each in others)
     arguments = [address] if handler is None or places < 2 else [address, handler]
     if takes_any or "bind_and_activate" in parameters:
         return cast(socketserver.BaseServer, make(*arguments, bind_and_activate=False))

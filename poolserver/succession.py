@@ -62,7 +62,7 @@ class _Logs:
             handler = self.main if has_same_log else _tried(log.opened(after.file, after.format))
         except BaseException:
             if access_handler is not None and not has_same_access:
-                access_handler.close()
+                access_handler.give_back()
             raise
         return _Logs(handler, access_handler)
 
@@ -70,7 +70,7 @@ class _Logs:
         """Close those that are not among ``kept``."""
         for handler in (self.main, self.access):
             if handler is not None and handler not in (kept.main, kept.access):
-                handler.close()
+                handler.give_back()
 
 
 @dataclass(frozen=True)
@@ -214,11 +214,11 @@ class Succession:
 
     def take_over(self, stored: Sequence[str]) -> None:
         """The listeners are ours alone: the master before has let go. ``stored``: the names of what systemd keeps."""
+        lent = [listener for listener in self._present.listeners if listener.is_lent]
+        self._manager.take_over(stored, {each.url: each.socket for each in lent if not each.is_adopted})
         for listener in self._present.listeners:
             listener.is_lent = False
             listener.apply_options()
-        own = {listener.url: listener.socket for listener in self._present.listeners if not listener.is_adopted}
-        self._manager.take_over(stored, own)
         self._keep()
 
     def __enter__(self) -> Self:
@@ -303,6 +303,6 @@ def _tried(handler: log.LineHandler) -> log.LineHandler:
     try:
         handler.prove("log opened for a reload")
     except ConfigError:
-        handler.close()
+        handler.give_back()
         raise
     return handler

@@ -94,14 +94,22 @@ def unlink_if_stale(path: str) -> None:
         pass
 
 
+def is_there(path: str, inode: tuple[int, int]) -> bool:
+    """Whether the file at the path is this one."""
+    try:
+        found = Path(path).lstat()
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == inode
+
+
 def unlink_if_ours(path: str, inode: tuple[int, int]) -> None:
     """A newer daemon may have put its own socket at this path: that one stays."""
     try:
-        found = Path(path).lstat()
-        if (found.st_dev, found.st_ino) == inode:
+        if is_there(path, inode):
             Path(path).unlink()
     except FileNotFoundError:
-        pass  # somebody removed it before us
+        pass  # somebody removed it meanwhile
     except PermissionError:
         _log.info("left %s, which its folder's owner alone can remove; the next start replaces it", path)
     except OSError as error:

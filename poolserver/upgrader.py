@@ -22,7 +22,7 @@ from typing import Protocol
 
 from poolserver import estate, nurse, process, signals
 from poolserver.errors import SystemRefusedError
-from poolserver.estate import Counts, Estate, PassedFile, Word
+from poolserver.estate import Counts, Estate, FileId, PassedFile, Word
 from poolserver.events import Event, SuccessorFailed, SuccessorReady
 from poolserver.process import Process
 from poolserver.systemd import Manager
@@ -82,9 +82,9 @@ class Passed:
             self.needed.add(number)
         return number
 
-    def file(self, fd: int, name: str, on_taken: Callable[[], None]) -> PassedFile:
+    def file(self, fd: int, name: str, on_taken: Callable[[], None], file: FileId | None = None) -> PassedFile:
         """The same of what has a name."""
-        return PassedFile(fd=self.add(fd, on_taken), name=name)
+        return PassedFile(fd=self.add(fd, on_taken), name=name, file=file)
 
 
 class Legacy(Protocol):
@@ -223,8 +223,8 @@ class Upgrader:
     def _start(self) -> None:
         passed = self._passed = Passed()
         self._pid = 0
-        self._counted = self._legacy.counts()
         will = self._legacy.drawn_up(passed)
+        self._counted = will["counts"]
         self._line, theirs = socket.socketpair()
         self._line.setblocking(False)
         process.withhold(self._line.fileno())

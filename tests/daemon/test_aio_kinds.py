@@ -4,7 +4,10 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from signal import SIGHUP
+from typing import TypeVar
 
 import pytest
 from clients import Storm, connect, read_line, wait_for
@@ -14,6 +17,7 @@ from test_proxy import ON, totals, v2
 from test_tls_service import client_context, half_hello, hello, secure
 
 DATAGRAMS = "aio_handlers:Datagrams"
+Result = TypeVar("Result")
 
 
 @pytest.fixture
@@ -92,24 +96,50 @@ def test_handshake_follows_the_proxy_header_and_precedes_what_is_waited_for(serv
     assert found["per_source"] == 1
 
 
+class ByHand:
+    """A TLS client whose records are sent and taken one call at a time."""
+
+    def __init__(self, plain: socket.socket, context: ssl.SSLContext) -> None:
+        self._plain = plain
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._came, self._goes, server_hostname="127.0.0.1")
+
+    def begin(self) -> None:
+        """Say hello, and no more."""
+        with pytest.raises(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+        self._plain.sendall(self._goes.read())
+
+    def ask(self, line: bytes) -> bytes:
+        """To the end of the handshake, and an exchange."""
+        self._done(self._tls.do_handshake)
+        self._tls.write(line)
+        return self._done(lambda: self._tls.read(100))
+
+    def _done(self, call: Callable[[], Result]) -> Result:
+        while True:
+            try:
+                return call()
+            except ssl.SSLWantReadError:
+                self._plain.sendall(self._goes.read())
+                self._came.write(self._plain.recv(65536))
+            finally:
+                self._plain.sendall(self._goes.read())
+
+
 def test_who_has_shaken_hands_waits_for_a_seat(serve, pki):
     """Its handshake began when there was one, which another has now; its turn comes."""
     served = serve(ORDERS, workers=1, threads=1)
     context = client_context(pki)
-    with connect(served) as plain:
-        late = context.wrap_socket(plain, server_hostname="127.0.0.1", do_handshake_on_connect=False)
-        with late:
-            late.settimeout(0)
-            with pytest.raises(ssl.SSLWantReadError):
-                late.do_handshake()
-            wait_for(lambda: served.status()["parked"]["new"] == 1, 10, "it to be in its handshake")
-            with secure(served, context) as first:
-                first.sendall(b"peer\n")
-                assert read_line(first) == b"127.0.0.1\n"
-                late.settimeout(10)
-                late.do_handshake()
-                late.sendall(b"peer\n")
-            assert read_line(late) == b"127.0.0.1\n"
+    with connect(served) as plain, ThreadPoolExecutor() as pool:
+        late = ByHand(plain, context)
+        late.begin()
+        wait_for(lambda: served.status()["parked"]["new"] == 1, 10, "it to be in its handshake")
+        with secure(served, context) as first:
+            first.sendall(b"peer\n")
+            assert read_line(first) == b"127.0.0.1\n"
+            answer = pool.submit(late.ask, b"peer\n")
+        assert answer.result(10) == b"127.0.0.1\n"
     totals(served, served=2)
 
 

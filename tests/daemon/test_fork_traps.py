@@ -254,7 +254,7 @@ class TestF17Clocks:
             assert wall <= allowed.get(path.name, set()), path.name
 
     def test_clock_that_jumps_by_hours_kills_nobody(self, daemon, tmp_path):
-        """F17: each look at the wall clock is an hour before or after the last; workers stay, deadlines hold."""
+        """F17, R15: each look at the wall clock is an hour before or after the last; workers stay, deadlines hold."""
         env = customized(
             tmp_path,
             "import itertools, time\nreal, jumps = time.time, itertools.cycle([3600, -3600])\n"

@@ -102,8 +102,8 @@ def test_clients_of_haproxy_are_known_and_limited_as_themselves(daemon, tmp_path
 
 
 @pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])
-def test_storm_through_haproxy_over_reloads_is_lossless(daemon, tmp_path, send):
-    """Two instances, each reloaded in turn under load; nobody is mistaken for another."""
+def test_storm_through_haproxy_over_upgrades_is_lossless(daemon, tmp_path, send):
+    """Two instances, each upgraded in turn under load; nobody is mistaken for another."""
     instances = [daemon("proxy_handlers:Whoami", *ON, workers=2, threads=4) for _ in range(2)]
     total, lock, is_over = Counts(), threading.Lock(), threading.Event()
 
@@ -119,8 +119,8 @@ def test_storm_through_haproxy_over_reloads_is_lossless(daemon, tmp_path, send):
         clients = [threading.Thread(target=talk, args=(f"127.0.0.{21 + number}",)) for number in range(8)]
         for client in clients:
             client.start()
-        for each in instances * 2:
-            done = each.cli("reload")
+        for each in instances:
+            done = each.cli("upgrade")
             assert done.returncode == 0, done.stderr
         is_over.set()
         for client in clients:

@@ -129,6 +129,8 @@ class TestHungLane:
         wait_replaced(served, old, 1)
         wait_logged(served, f"(pid {old}) exited with code 0")
         assert "left 1 handler(s) that did not come back: 127.0.0.1:" in served.log()
+        totals = served.status()["totals"]
+        assert (totals["accepted"], totals["served"], totals["timeouts"]["handler"]) == (8, 7, 1)
         assert served.stop() == 0
 
 

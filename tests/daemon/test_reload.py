@@ -302,7 +302,7 @@ def reload_under_load(site: Site, reloads: int, clients: int) -> Counts:
 
 class TestUnderLoad:
     def test_ten_reloads_lose_nobody(self, site):
-        """Sixteen clients, a connection for each request."""
+        """R10: sixteen clients, a connection for each request."""
         counts = reload_under_load(site, reloads=10, clients=16)
         assert counts.is_lossless, counts
 

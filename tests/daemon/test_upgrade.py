@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, SIGUSR2
@@ -10,6 +11,8 @@ import measures
 import pytest
 from clients import Address, Counts, Storm, ask, connect, dial, read_line, wait_for
 from sites import Broken, Site, echo_order, versions
+
+from poolserver.remote import Server
 
 FAILED = re.compile(r"ERROR master \[\d+\]: upgrade failed, nothing is changed: (.*)$", re.MULTILINE)
 
@@ -143,6 +146,24 @@ class TestSuccess:
         site.upgrade()
         assert versions(served) == b"two\n"
 
+    def test_files_that_were_removed_are_there_again(self, site, tmp_path):
+        """Unix socket, control socket and pid file; those of the old master are not reached any more."""
+        paths = [tmp_path / "socket", tmp_path / "control", tmp_path / "pid"]
+        site.configure(server__bind=f'["unix:{paths[0]}"]', server__pidfile=f'"{paths[2]}"')
+        site.configure(control__socket=f'"{paths[1]}"')
+        served = site.start()
+        for path in paths:
+            path.unlink()
+        served.signal(SIGUSR2)
+        served.wait_ready(2)
+        assert served.wait() == 0
+        assert int(paths[2].read_text()) == served.pid
+        assert versions(served) == b"1\n"
+        with Server.at(paths[1]) as asked:
+            assert asked.pid == str(served.pid)
+        served.stop()
+        assert [path for path in paths if path.exists()] == []
+
     def test_daemon_stays_one(self, site, tmp_path):
         """It has left its shell already, and does not do so again."""
         log, pidfile = tmp_path / "log", tmp_path / "pid"
@@ -245,6 +266,20 @@ class TestRefusal:
         done = daemon("handlers:LineHandler", workers=0).cli("upgrade")
         assert (done.returncode, "everything runs in this one process" in done.stderr) == (1, True)
 
+    def test_file_of_another_server_stays(self, site, tmp_path):
+        """Its path is not ours any more, and nothing of ours removes it."""
+        path = tmp_path / "socket"
+        site.configure(server__bind=f'["tcp://127.0.0.1:0", "unix:{path}"]')
+        served = site.start()
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+            other.listen()
+            assert "a live server owns this socket" in site.fail_upgrade()
+            assert versions(served) == b"1\n"
+            assert served.stop() == 0
+            assert path.exists()
+
 
 class Unfit(Broken):
     """What an upgrade fails for, beside that."""
@@ -337,13 +372,16 @@ def upgrade_under_load(site: Site, upgrades: int, clients: int) -> Counts:
     assert len(served.processes()) == 3
     counts = storm.counts
     counts.add(other.counts)
+    wait_for(lambda: served.status()["totals"]["served"] >= counts.ok + 1, 10, f"{counts.ok + 1} served")
+    totals = served.status()["totals"]
+    assert (totals["accepted"], totals["served"]) == (counts.ok + 1, counts.ok + 1), "nobody is counted twice"
     served.stop()
     return counts
 
 
 class TestUnderLoad:
     def test_upgrades_lose_nobody(self, site):
-        """Eight clients, over TCP and a Unix socket, a connection for each request."""
+        """R11: eight clients, over TCP and a Unix socket, a connection for each request."""
         counts = upgrade_under_load(site, upgrades=2, clients=8)
         assert counts.is_lossless, counts
 

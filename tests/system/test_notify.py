@@ -298,7 +298,7 @@ class TestUpgrade:
 
     @pytest.mark.parametrize("is_activated", [False, True], ids=["own listener", "socket unit"])
     def test_unit_stays_active_under_the_new_main_pid(self, sandbox, is_activated):
-        """Watched on, its listener where it was, and nobody is lost; twice, and then it stops as ever."""
+        """R64: watched on, its listener where it was, and nobody is lost; twice, and then it stops as ever."""
         if is_activated:
             sandbox.unit("pool.socket", SOCKET.format(more="ListenStream=127.0.0.1:20100"))
         arguments = f"handlers:LineHandler -b {URL} -w 2 -t 4"

@@ -28,7 +28,7 @@ def test_lines_written_while_the_file_is_reopened_are_all_there(tmp_path: Path) 
         turns += 1
     for each in writers:
         each.join()
-    handler.close()
+    handler.give_back()
     told = [line for file in tmp_path.iterdir() for line in file.read_text().splitlines()]
     assert len(told) == len(set(told)) == 4 * lines
     assert turns > 0

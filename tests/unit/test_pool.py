@@ -972,3 +972,14 @@ class TestUpgrade:
         """Until the new master serves, the old pool is the service."""
         driver = Upgrader()
         assert len(starts(driver.step(WorkerExited(driver.old[0], KILLED)))) == 1
+
+    @pytest.mark.parametrize("command", [Command.STOP, Command.STOP_NOW])
+    def test_stop_that_is_asked_of_a_master_that_has_handed_over_is_refused(self, command: Command) -> None:
+        """Who asks by the control socket means the service, which goes on; a signal means this process."""
+        driver = Upgrader()
+        driver.step(SuccessorReady(4711))
+        (answer,) = answers(driver.step(Asked(command, ASKER + 1)))
+        assert (answer.ok, "handed over to pid 4711" in answer.reason) == (False, True)
+        assert driver.pool.state is PoolState.DRAINING
+        driver.step(Command.STOP_NOW)
+        assert driver.pool.state is PoolState.STOPPING
