@@ -332,10 +332,16 @@ class Seat(Lane):
     def _pause(self) -> None:
         self._floor.hold_back()
 
+    def _is_of_loss(self, error: BaseException) -> bool:
+        """Whether the handler wrote to a connection that was gone. Source: uvloop 0.23, where asyncio says nothing."""
+        is_gone = self._is_lost or self.is_ended_from_outside
+        return is_gone and isinstance(error, RuntimeError) and "the handler is closed" in str(error)
+
     def _say(self, error: BaseException) -> None:
         try:
-            if isinstance(error, asyncio.IncompleteReadError):  # its client left within a message
-                log_line(logging.INFO, "connection of %s ended by IncompleteReadError", peer_name(self.address))
+            if isinstance(error, asyncio.IncompleteReadError) or self._is_of_loss(error):  # left within a message
+                text = "connection of %s ended by %s"
+                log_line(logging.INFO, text, peer_name(self.address), type(error).__name__)
             else:
                 log_error(self.address, error)
         except BaseException:  # noqa: BLE001

@@ -17,6 +17,14 @@ async def line(reader, writer):
     await writer.wait_closed()
 
 
+async def polite(reader, writer):
+    """Says goodbye at the end of its input, whether or not anybody is there still."""
+    writer.write(await reader.readline())
+    await reader.read()
+    await asyncio.sleep(0)
+    writer.write(b"goodbye\n")
+
+
 async def orders(reader, writer):
     """Does what each line orders, until the client's end, and answers each with a line."""
     while text := (await reader.readline()).decode().strip():

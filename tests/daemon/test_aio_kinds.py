@@ -232,3 +232,16 @@ def test_reloads_lose_no_datagram(daemon):
     assert len(answers) >= 8
     assert totals(served, served=len(answers))["errors"] == 0
     assert served.stop() == 0
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_last_words_to_a_connection_that_was_cut_are_no_error(daemon, loop) -> None:
+    """Written after timeouts.idle has closed it: uvloop raises, asyncio does not; it is no fault of the handler."""
+    served = daemon("aio_handlers:polite", *setting(timeouts__idle=0.3), loop=loop, workers=1)
+    with connect(served) as client:
+        client.sendall(b"hello\n")
+        assert read_line(client) == b"hello\n"
+        assert client.recv(1) == b""
+    assert served.stop() == 0
+    assert "1 timeout_idle" in served.log()
+    assert "handler failed" not in served.log()
