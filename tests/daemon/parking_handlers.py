@@ -94,11 +94,13 @@ class CountedPage(Page):
     """Counts requests by the client's port, in a file that $COUNTS names, for whichever worker they meet."""
 
     _map = None
+    _lock = threading.Lock()
 
     def do_GET(self):
-        if CountedPage._map is None:
-            with Path(os.environ["COUNTS"]).open("r+b") as file:
-                CountedPage._map = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
+        with self._lock:  # one for all: CPython 3.11 crashes when an attribute of a class is replaced under a reader
+            if CountedPage._map is None:
+                with Path(os.environ["COUNTS"]).open("r+b") as file:
+                    CountedPage._map = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
         CountedPage._map[self.client_address[1]] += 1  # a connection is in one lane at a time
         super().do_GET()
 

@@ -91,10 +91,11 @@ class TestLaunch:
 
 
 class TestFailure:
-    def test_handler_that_does_not_import_is_78_with_its_traceback(self, launch):
+    def test_handler_that_does_not_import_is_78_with_its_traceback(self, launch, tmp_path):
         """As without --daemon."""
-        launched = launch("no_such_module:Handler", code=78)
-        assert "cannot import no_such_module: ModuleNotFoundError" in launched.log().splitlines()[0]
+        (tmp_path / "broken.py").write_text("import no_such_module\n")
+        launched = launch("broken:Handler", code=78, cwd=tmp_path)
+        assert "cannot import broken: ModuleNotFoundError" in launched.log().splitlines()[0]
         assert "Traceback" in launched.log()
 
     def test_port_in_use_is_71(self, launch):
