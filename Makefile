@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 run: $(STAMP) ## serve the built-in echo handler on tcp://127.0.0.1:20000 until Ctrl-C
 	@exec $(BIN)/poolserver run poolserver.examples.echo:EchoHandler -b tcp://127.0.0.1:20000
 
-test: $(STAMP) ## everything but the long storms, in about six minutes on two cores
+test: $(STAMP) ## everything but the long storms, in about eight minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not soak"
 
 test-library: $(STAMP) ## the tests that need no clients: what CI runs on every other Python
