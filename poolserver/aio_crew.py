@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from poolserver.adapter import peer_name, peer_names
+from poolserver.adapter import peer_name
 from poolserver.aio_floor import Floor
 from poolserver.aio_loop import new_loop
 from poolserver.aio_seat import seat_here
 from poolserver.crew import CUT_GRACE, Crew, Phase
 from poolserver.failures import log_line, log_stack
 from poolserver.here import NO_LANE
-from poolserver.socket_options import defer_accept
 
 _log = logging.getLogger("poolserver")
 
@@ -59,12 +58,7 @@ class LoopCrew(Crew):
         Raises:
             ConfigError: the handler cannot be made.
         """
-        self.wakeups.open()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        for station in self.stations.values():
-            station.server.crew = self
-            if station.is_tcp:
-                defer_accept(station.server.socket, station.defer_accept)
+        self._open()
         loop, selector = new_loop(self.terms.event_loop)
         self._floor = Floor(self, self._rows, self._lanes, self._attendant, self._may_accept, loop, selector)
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
@@ -85,16 +79,6 @@ class LoopCrew(Crew):
             self.serves_queue = serve_queue and is_draining
         if is_draining:
             self._floor.call(self._floor.drain, serve_queue, hand_over)
-        self._wake()
-
-    def cut(self) -> None:
-        """Cancel what is open, and leave."""
-        with self._lock:
-            if self._phase in (Phase.CUTTING, Phase.OVER):
-                return
-            self.serves_queue = False
-            self._enter(Phase.CUTTING, CUT_GRACE)
-        self._floor.call(self._floor.cut)
         self._wake()
 
     def release_streams(self) -> None:
@@ -129,9 +113,9 @@ class LoopCrew(Crew):
         with self._lock:
             if self._phase is Phase.DRAINING and now >= self._phase_ends:
                 self._enter(Phase.CUTTING, CUT_GRACE)
-                self._floor.call(self._floor.cut)
+                self._cut_open()
             elif self._phase is Phase.CUTTING and now >= self._phase_ends:
-                self._leave_behind()
+                self._give_up(list(self._floor.busy))
         if now >= self._next_tick:
             self._next_tick = now + self.terms.tick
             self._ask(now)
@@ -166,10 +150,6 @@ class LoopCrew(Crew):
         text = "the event loop is blocked for %.1f s by %s; nobody else is served"
         log_stack(logging.WARNING, frame, text, now - self._asked, whose)
 
-    def _leave_behind(self) -> None:
-        if busy := list(self._floor.busy):
-            names = peer_names(seat.address for seat in busy)
-            _log.warning("left %d handler(s) that did not come back: %s", len(busy), names)
-            for seat in busy:
-                self.park.row.count(seat.ending)
-        self._phase = Phase.OVER
+    def _cut_open(self) -> None:
+        """Handlers are cancelled, and may still say goodbye."""
+        self._floor.call(self._floor.cut)

@@ -292,8 +292,7 @@ class Seat(Lane):
         process.leave_if_forked(self._forks)
         end = self._outcome
         if self._ended_from_outside is not None:
-            cut, outcome = self._ended_from_outside
-            end, self._ended_from_outside = (outcome if cut is self.request else end), None
+            end, self._ended_from_outside = self._settled(self.request, end), None
         station, moved = self._station, self._moved or access.UNCOUNTED
         if self._has_access_log and not end.is_refusal:
             access.tell(station, self.address, self.number, self._born, moved, end)

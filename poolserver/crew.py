@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from poolserver import deadlines
@@ -138,14 +138,9 @@ class Crew:
     def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Start the lanes; ``on_ready`` comes before any of them can accept, and hold the interpreter's lock for good.
         From here on this process has threads, and must not fork."""
-        self.wakeups.open()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._open()
         if any(has_service_actions(station.server) for station in self.stations.values()):
             self._next_service = time.monotonic() + self.terms.service_interval
-        for station in self.stations.values():
-            station.server.crew = self
-            if station.is_tcp:  # by each worker: only it knows its handler, and a reload may bring another
-                defer_accept(station.server.socket, station.defer_accept)
         for number, row in enumerate(self._rows):
             self._lanes.append(Lane(number, self, row))
             self._start_thread(self._lanes[-1])
@@ -220,10 +215,7 @@ class Crew:
         return watcher
 
     def close(self) -> None:
-        """Give the descriptors back.
-
-        With a lane given up they stay: it may come back and must not meet a stranger's.
-        """
+        """Give the descriptors back. With a lane given up they stay: it may come back, and not to a stranger's."""
         for station in self.stations.values():
             station.server.crew = None
         if not self._present:
@@ -231,6 +223,14 @@ class Crew:
                 thread.join()
             self.wakeups.close()
             os.close(self._wake_fd)
+
+    def _open(self) -> None:
+        self.wakeups.open()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for station in self.stations.values():
+            station.server.crew = self
+            if station.is_tcp:  # by each worker: only it knows its handler, and a reload may bring another
+                defer_accept(station.server.socket, station.defer_accept)
 
     def _look(self, now: float) -> None:
         with self._lock:
@@ -277,9 +277,7 @@ class Crew:
         if not accepting and not (self.serves_queue and self._has_queue()):
             self.release_streams()
         if now >= self._phase_ends:
-            self.serves_queue = False
-            self._enter(Phase.CUTTING, CUT_GRACE)
-            self._cut_open()
+            self.cut()
         elif now >= self._idle_ends:
             self._idle_ends = now + IDLE_GRACE
             is_idle = all(lane.is_accepting and lane.request is None for lane in alive) and not self.has_parked
@@ -299,7 +297,7 @@ class Crew:
         if busy:
             _log.warning("cut %d open: %s", len(busy), peer_names(lane.address for lane in busy))
 
-    def _give_up(self, alive: list[Lane]) -> None:
+    def _give_up(self, alive: Iterable[Lane]) -> None:
         busy = [lane for lane in alive if lane.request is not None]
         if busy:
             names = peer_names(lane.address for lane in busy)

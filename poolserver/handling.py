@@ -104,7 +104,12 @@ class Handling:
     @property
     def ending(self) -> Outcome:
         """How its connection ended, should its handler never come back to count it."""
-        return self._ended_from_outside[1] if self.is_ended_from_outside and self._ended_from_outside else Outcome.CUT
+        return self._settled(self.request, Outcome.CUT)
+
+    def _settled(self, request: object, end: Outcome) -> Outcome:
+        """How ``request`` ended: as whoever shut it down said, else as its handler did."""
+        ended = self._ended_from_outside
+        return ended[1] if ended is not None and ended[0] is request else end
 
     @property
     def is_hung(self) -> bool:
@@ -148,8 +153,7 @@ class Handling:
         process.leave_if_forked(self._forks)
         self.request = None
         if self._ended_from_outside is not None:
-            cut, outcome = self._ended_from_outside
-            end, self._ended_from_outside = (outcome if cut is request else end), None
+            end, self._ended_from_outside = self._settled(request, end), None
         if self._suspended is not None:
             suspended, self._suspended = self._suspended, None
             suspended.ending = end if end is not Outcome.SERVED else None  # cut just now

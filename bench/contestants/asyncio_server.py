@@ -5,15 +5,12 @@
 
 import asyncio
 import importlib
-import os
-import pkgutil
-import signal
 import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
-BACKLOG = 1024  # poolserver's default
+from bench.contestants.bare import BACKLOG, run
 
 
 async def serve(listener: socket.socket, handler: Callable[..., Any]) -> None:
@@ -22,29 +19,10 @@ async def serve(listener: socket.socket, handler: Callable[..., Any]) -> None:
     await server.serve_forever()
 
 
-def forked(listener: socket.socket, handler: Callable[..., Any], library: Any) -> int:
-    """A child that serves; its pid."""
-    pid = os.fork()
-    if pid == 0:
-        library.run(serve(listener, handler))
-    return pid
-
-
 def main() -> None:
-    """Bind, fork, say that it is ready, and wait for SIGTERM."""
-    handler, processes = pkgutil.resolve_name(sys.argv[1]), int(sys.argv[2])
+    """As the bare loop does, with a loop of the library that is named."""
     library = importlib.import_module(sys.argv[3] if sys.argv[3:] else "asyncio")
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    children = [forked(listener, handler, library) for _ in range(processes)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-    print(f"asyncio: ready on {url} (pid {os.getpid()}, {processes} processes)", file=sys.stderr, flush=True)
-    try:
-        signal.pause()
-    finally:
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+    run("asyncio", lambda listener, handler: library.run(serve(listener, handler)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import signal
 import socket
 import socketserver
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 BACKLOG = 1024  # poolserver's default
 
@@ -28,7 +29,7 @@ def serve(listener: socket.socket, handler: type[socketserver.BaseRequestHandler
         connection.close()
 
 
-def forked(listener: socket.socket, handler: type[socketserver.BaseRequestHandler]) -> int:
+def forked(serve: Callable[[socket.socket, Any], object], listener: socket.socket, handler: Any) -> int:
     """A child that serves; its pid."""
     pid = os.fork()
     if pid == 0:
@@ -36,14 +37,14 @@ def forked(listener: socket.socket, handler: type[socketserver.BaseRequestHandle
     return pid
 
 
-def main() -> None:
+def run(name: str, serve: Callable[[socket.socket, Any], object]) -> None:
     """Bind, fork, say that it is ready, and wait for SIGTERM."""
     handler, processes = pkgutil.resolve_name(sys.argv[1]), int(sys.argv[2])
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    children = [forked(listener, handler) for _ in range(processes)]
+    children = [forked(serve, listener, handler) for _ in range(processes)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-    print(f"bare: ready on {url} (pid {os.getpid()}, {processes} processes)", file=sys.stderr, flush=True)
+    print(f"{name}: ready on {url} (pid {os.getpid()}, {processes} processes)", file=sys.stderr, flush=True)
     try:
         signal.pause()
     finally:
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("bare", serve)

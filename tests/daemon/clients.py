@@ -7,7 +7,7 @@ requests, and the storm's end.
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Protocol, Self, TypeVar
 
@@ -120,6 +120,10 @@ class Counts:
     other: int = 0
     examples: list[str] = field(default_factory=list)
 
+    def note(self, outcome: str) -> None:
+        """One more of what this word says."""
+        setattr(self, outcome, getattr(self, outcome) + 1)
+
     @property
     def lost(self) -> int:
         """Requests that were not answered in full."""
@@ -147,6 +151,29 @@ def verdict(problem: OSError) -> str:
             return "timed_out"
         case _:
             return "other"
+
+
+def answered(clients: Iterable[socket.socket], line: bytes) -> Counts:
+    """What becomes of clients that have asked and wait for this line."""
+    counts = Counts()
+    for client in clients:
+        try:
+            counts.note("ok" if read_line(client) == line else "truncated")
+        except OSError as problem:
+            counts.note(verdict(problem))
+    return counts
+
+
+def free_port(first: int) -> int:
+    """Nobody's at the moment, from ``first`` on, and below those that the kernel gives to who asks for any."""
+    for port in range(first, 32000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("no port is free")
 
 
 Exchange = Callable[[socket.socket, bytes], bool]
@@ -228,7 +255,7 @@ class Storm:
             if self.is_over.is_set():
                 return
             outcome = self.ask_once(b"client %d request %d\n" % (number, request), counts)
-            setattr(counts, outcome, getattr(counts, outcome) + 1)
+            counts.note(outcome)
 
     def ask_once(self, line: bytes, counts: Counts) -> str:
         """One request; the name of its count."""

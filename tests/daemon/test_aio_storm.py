@@ -91,7 +91,7 @@ class Fleet:
 
     def note(self, problem: Exception, pid: bytes) -> None:
         word = verdict(problem) if isinstance(problem, OSError) else "truncated"
-        setattr(self.counts, word, getattr(self.counts, word) + 1)
+        self.counts.note(word)
         if word in ("reset", "truncated"):
             self.lost_by += [int(pid)] if pid else []
             self.unheard += not pid

@@ -10,7 +10,7 @@ from signal import SIGCHLD, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTIN, SIGTTOU,
 import measures
 import proc
 import pytest
-from clients import Counts, Storm, ask, connect, read_line, verdict, wait_for
+from clients import Counts, Storm, answered, ask, connect, read_line, wait_for
 from sites import echo_order, versions
 from test_storm import Witness
 
@@ -84,19 +84,13 @@ class TestStop:
         """R12, S26, S36: TERM with 24 clients queued on a handler that takes 0.5 s, four workers of one lane."""
         for _ in range(count):
             served = daemon("handlers:OrderHandler", workers=4, threads=1)
-            counts = Counts()
             with contextlib.ExitStack() as stack:
                 clients = [stack.enter_context(connect(served, timeout=30)) for _ in range(24)]
                 for client in clients:
                     client.sendall(b"sleep 0.5\n")
                     client.shutdown(1)
                 served.signal(SIGTERM)
-                for client in clients:
-                    try:
-                        outcome = "ok" if read_line(client) == b"slept\n" else "truncated"
-                    except OSError as problem:
-                        outcome = verdict(problem)
-                    setattr(counts, outcome, getattr(counts, outcome) + 1)
+                counts = answered(clients, b"slept\n")
             assert counts == Counts(ok=24)
             assert served.wait() == 0
 

@@ -111,7 +111,7 @@ def test_storm_through_haproxy_over_upgrades_is_lossless(daemon, tmp_path, send)
         counts = Counts()
         while not is_over.is_set():
             outcome = one_exchange(balancer, host)
-            setattr(counts, outcome, getattr(counts, outcome) + 1)
+            counts.note(outcome)
         with lock:
             total.add(counts)
 

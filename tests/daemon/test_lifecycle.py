@@ -10,7 +10,7 @@ from signal import SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU
 
 import proc
 import pytest
-from clients import Counts, ask, connect, dial, read_line, verdict, wait_for
+from clients import Counts, answered, ask, connect, dial, read_line, wait_for
 
 LONG_DRAIN = ("--set", "timeouts.graceful=60")
 """Longer than any test waits for an end: who ends nevertheless did not wait for it."""
@@ -76,13 +76,7 @@ class TestTerm:
             for client in clients:
                 client.sendall(b"served\n")
             served.signal(SIGTERM)
-            counts = Counts()
-            for client in clients:
-                try:
-                    outcome = "ok" if read_line(client) == b"served\n" else "truncated"
-                except OSError as problem:
-                    outcome = verdict(problem)
-                setattr(counts, outcome, getattr(counts, outcome) + 1)
+            counts = answered(clients, b"served\n")
         assert counts == Counts(ok=30)
         assert served.wait() == 0
 

@@ -246,7 +246,7 @@ class Regulars:
             outcome = "ok" if get(client, "/still") == b"/still" else "truncated"
         except OSError as problem:
             outcome = verdict(problem)
-        setattr(counts, outcome, getattr(counts, outcome) + 1)
+        counts.note(outcome)
 
 
 @pytest.mark.timeout(900)

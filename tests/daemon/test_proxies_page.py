@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from clients import wait_for
+from clients import free_port, wait_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "proxies.md"
 
@@ -52,24 +52,12 @@ def test_haproxy_takes_both_backends(tmp_path):
         assert "WARNING" not in done.stderr, done.stderr
 
 
-def free_port() -> int:
-    """Nobody's at the moment, and below those that the kernel gives to who asks for any."""
-    for port in range(22000, 32000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise AssertionError("no port is free")
-
-
 def test_nginx_passes_clients_on_as_themselves(daemon, tmp_path):
     """Both blocks are run; through the first, by TCP and by the Unix socket, the handler knows the client."""
     path = tmp_path / "hello.sock"
     options = ("--set", "proxy_protocol.mode=v1", "--set", "proxy_protocol.trusted=127.0.0.1")
     served = daemon("proxy_handlers:Whoami", *options, bind=["tcp://127.0.0.1:0", f"unix:{path}"], workers=1)
-    front = free_port()
+    front = free_port(22000)
     text = "".join(blocks("nginx")).replace("/run/hello.sock", str(path)).replace("20000", str(served.port))
     text = text.replace("listen 20080", f"listen 127.0.0.1:{front}").replace(
         "listen 20081", f"listen unix:{tmp_path}/web"

@@ -1,12 +1,12 @@
 """docs/tutorial.md does what it says: followed from an empty folder, command by command."""
 
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from clients import free_port
 from conftest import environment
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
@@ -36,24 +36,12 @@ def expected(seen: str) -> str:
     return re.sub(r"(\\ )+", " +", re.sub(r"[0-9]+(\\\.[0-9]+)*", "[0-9.]+", text))
 
 
-def free_port() -> int:
-    """Below those that the kernel gives to who asks for any: nobody takes it between two services of this test."""
-    for port in range(21000, 32000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise AssertionError("no port is free")
-
-
 def test_a_reader_gets_from_an_empty_folder_to_a_service_that_survives(daemon, tmp_path):
     """What is shown is what is seen. ``poolserver run`` is the terminal that stays occupied."""
     folder = tmp_path / "empty"
     folder.mkdir()
     env, commands = {}, 0
-    for kind, what, text in steps(TUTORIAL.read_text().replace("20000", str(free_port()))):
+    for kind, what, text in steps(TUTORIAL.read_text().replace("20000", str(free_port(21000)))):
         if kind == "file":
             (folder / what).write_text(text)
             continue
