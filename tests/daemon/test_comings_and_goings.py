@@ -136,6 +136,7 @@ class TestAccountedStop:
         """Three conversations: one over before the stop, one that finishes, one that does not."""
         served = daemon("handlers:OrderHandler", "--set", "timeouts.graceful=1", workers=1)
         assert ask(served, b"echo before\n") == b"before\n"
+        wait_for(lambda: served.status()["totals"]["served"] == 1, 10, "the first conversation counted")
         with hold(served) as finishing, hold(served) as cut:
             peer = f"127.0.0.1:{cut.getsockname()[1]}"
             served.signal(SIGTERM)
@@ -165,7 +166,7 @@ class TestAccountedStop:
             assert ask(served, b"draining\n") == b"False\n"
             wait_logged(served, "stopping: open connections have")
             assert order(client, "go") == b"released\n"
-            assert order(client, "draining") == b"True\n"
+            wait_for(lambda: order(client, "draining") == b"True\n", 10, "the worker to drain")
         assert served.wait() == 0
 
     def test_stop_under_load_with_lame_duck_answers_all_that_was_accepted(self, daemon):
