@@ -8,16 +8,32 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from poolserver import __version__, check, rendezvous, service, tables, whereabouts
-from poolserver.config import Loaded, Option, environment, load
+from poolserver import __version__, rendezvous
 from poolserver.errors import ConfigError, PoolserverError, UsageError
 from poolserver.remote import PATIENCE, Server, located
-from poolserver.sections import json_schema
-from poolserver.unit import Installation, Units
+from poolserver.variables import environment, is_setting
+
+
+class _Late:
+    """A module of ours that is imported when a command first needs something of it: pydantic and all that serves take
+    five times as long to import as ``status`` or ``stop`` to do."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(f"poolserver.{self._name}"), attribute)
+
+
+if TYPE_CHECKING:
+    from poolserver import check, config, sections, service, tables, unit, whereabouts
+else:
+    check, config, sections, service = map(_Late, ("check", "config", "sections", "service"))
+    tables, unit, whereabouts = map(_Late, ("tables", "unit", "whereabouts"))
 
 _EXIT_CODES = """
 \b
@@ -134,24 +150,24 @@ def _loaded(
     threads: str | None,
     sets: Sequence[str],
     is_daemon: bool,
-) -> Loaded:
-    options: dict[str, Option] = {}
+) -> "config.Loaded":
+    options: dict[str, config.Option] = {}
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals or "." not in key:
             raise UsageError(f"--set {text}: want SECTION.KEY=VALUE, as in --set pool.threads=4")
-        options[key.strip()] = Option(value.strip(), "--set")
+        options[key.strip()] = config.Option(value.strip(), "--set")
     if is_daemon:
-        options["server.daemonize"] = Option("true", "--daemon")
+        options["server.daemonize"] = config.Option("true", "--daemon")
     if bind:
-        options["server.bind"] = Option(tuple(bind), "--bind")
+        options["server.bind"] = config.Option(tuple(bind), "--bind")
     named = {
         "server.handler": (handler, "HANDLER"),
         "pool.workers": (workers, "--workers"),
         "pool.threads": (threads, "--threads"),
     }
-    options |= {key: Option(value, origin) for key, (value, origin) in named.items() if value is not None}
-    loaded = load(path, environment(), options)
+    options |= {key: config.Option(value, origin) for key, (value, origin) in named.items() if value is not None}
+    loaded = config.load(path, environment(), options)
     if not (loaded.config.server.handler or loaded.config.server.server_class):
         raise UsageError("no handler: name one as package.module:attribute (try poolserver.examples.echo:EchoHandler)")
     return loaded
@@ -177,11 +193,13 @@ def _asked(control: Path | None, path: Path | None) -> Iterator[Server]:
 
 def _where(path: Path | None) -> Path:
     environ = environment()
-    settings = load(path, environ, {}).config
-    if settings.control.socket:
-        return Path(settings.control.socket)
-    is_named = path or settings.server.name or settings.server.handler or settings.server.server_class
-    name = settings.server.service_name if is_named else ""
+    name = ""
+    if path or any(map(is_setting, environ)):
+        settings = config.load(path, environ, {}).config
+        if settings.control.socket:
+            return Path(settings.control.socket)
+        is_named = path or settings.server.name or settings.server.handler or settings.server.server_class
+        name = settings.server.service_name if is_named else ""
     return located(rendezvous.candidates(name, environ, os.geteuid()), name)
 
 
@@ -296,11 +314,13 @@ def unit_command(path: Path | None) -> None:
     command = [str(program)] if program.name == "poolserver" else [sys.executable, "-m", "poolserver"]
     environ = environment()
     searched = [Path(folder) for folder in environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    units = Units(loaded, Installation(command, [Path(sys.prefix), Path(sys.base_prefix), *searched], environ))
+    units = unit.Units(
+        loaded, unit.Installation(command, [Path(sys.prefix), Path(sys.base_prefix), *searched], environ)
+    )
     click.echo(f"# {units.name}.service\n{units.service()}\n# --- {units.name}.socket\n{units.socket()}", nl=False)
 
 
 @cli.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors that complete and check TOML."""
-    click.echo(json.dumps(json_schema(), indent=2))
+    click.echo(json.dumps(sections.json_schema(), indent=2))
