@@ -329,7 +329,7 @@ def _shown(value: object) -> str:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, bool | int | float):
         return toml_text(value)
-    return "an empty list" if value in ((), []) else f"a {_KINDS.get(type(value), type(value).__name__)}"
+    return f"a {_KINDS.get(type(value), type(value).__name__)}"
 
 
 def _key_text(section: str, key: str = "") -> str:

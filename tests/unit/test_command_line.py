@@ -68,7 +68,6 @@ def typed(words: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
         ("status -c .", 78, "poolserver: .: cannot be read: Is a directory"),
         ("check -c bad.toml", 78, "poolserver: bad.toml:1: not valid TOML: "),
         ("check a:b -c proxied.toml", 78, "proxy_protocol.trusted: must name the proxies' networks"),
-        ("check a:b -c proxied.toml", 78, 'proxy_protocol.mode = "v1", not an empty list'),
         ("check helloworld", 78, "server.handler: 'helloworld' is not of the form \"package.module:attribute\""),
         ("check helloworld.Hello", 78, '"package.module:attribute" (did you mean "helloworld:Hello"?)'),
         ("check ./helloworld:Hello", 78, '"package.module:attribute" (did you mean "helloworld:Hello"?)'),
