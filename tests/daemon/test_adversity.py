@@ -110,7 +110,7 @@ def test_fork_that_fails_is_tried_again_and_the_others_serve_on(daemon):
         storm.wait_for_more(20)
         limit_processes(served.pid, "")
         wait_for(lambda: served.status()["totals"]["respawns"] == 1, 30, "the replacement")
-    assert storm.counts.lost <= 1, storm.counts
+    assert storm.counts.lost <= 2, storm.counts  # both clients may have been with the one that was killed
     assert storm.counts.refused == storm.counts.timed_out == 0, storm.counts
 
 
