@@ -8,7 +8,7 @@ from signal import SIGHUP, SIGINT, SIGTERM, SIGTTOU
 import measures
 import pytest
 from clients import Storm, ask, connect, read_line, storm, wait_for
-from test_proxy import ON, has_ended, totals, v1, v2
+from test_proxy import ON, has_ended, v1, v2
 
 ORDERS = "aio_handlers:orders"
 LINES = "aio_handlers:Lines"
@@ -51,7 +51,7 @@ def test_each_kind_answers_a_storm_on_each_kind_of_listener(daemon, tmp_path, ha
     for index in range(2):
         counts = storm(served, clients=6, requests=10, index=index)
         assert counts.is_lossless, counts
-    found = totals(served, accepted=120, served=120)
+    found = served.counted(accepted=120, served=120)
     assert found["errors"] == 0
     status = served.status()
     assert (status["pool"]["busy"], status["pool"]["idle"]) == (0, status["pool"]["lanes"])
@@ -106,7 +106,7 @@ def test_open_connections_are_in_the_status_and_bounded(daemon):
             wait_for(lambda: served.status()["listeners"][0]["queued"] == 1, 10, "the third in the queue")
             first.close()
             assert read_line(third) == b"127.0.0.1\n"
-    totals(served, served=3)
+    served.counted(served=3)
 
 
 def test_failures_are_named_and_counted_and_nobody_else_notices(daemon):
@@ -118,7 +118,7 @@ def test_failures_are_named_and_counted_and_nobody_else_notices(daemon):
                 assert told(served, order) == []
             witness.sendall(b"peer\n")
             assert read_line(witness) == b"127.0.0.1\n"
-        totals(served, errors=len(orders), served=1)
+        served.counted(errors=len(orders), served=1)
         log = served.log()
         assert re.search(r"handler failed for 127\.0\.0\.1:\d+\n(.*\n)+RuntimeError: ordered to raise", log)
         assert "SystemExit: ordered to exit" in log
@@ -131,7 +131,7 @@ def test_protocol_that_refuses_its_connection_is_closed(daemon):
     served = daemon("aio_handlers:Refusing", workers=1, threads=1)
     for _ in range(3):
         assert told(served, "anything") == []
-    totals(served, errors=3)
+    served.counted(errors=3)
     assert served.status()["pool"]["busy"] == 0
 
 
@@ -143,7 +143,7 @@ def test_reply_is_not_destroyed_by_what_the_client_still_sends(daemon, loop):
         client.sendall(b"enough\n" + b"x" * 2_000_000)
         assert read_line(client) == b"enough\n"
         assert client.recv(1) == b""
-    totals(served, served=1)
+    served.counted(served=1)
 
 
 def test_handler_stops_the_service(daemon):
@@ -199,7 +199,7 @@ def test_limits_by_source_hold_as_for_lanes(daemon):
             assert read_line(denied) == b"no"
         with come_from("127.0.0.3") as other:
             assert is_served(other)
-    totals(served, per_source=2, denied=1)
+    served.counted(per_source=2, denied=1)
 
     def comes_in() -> bool:
         with come_from("127.0.0.2") as client:
@@ -224,7 +224,7 @@ def test_proxy_header_tells_the_real_client(daemon, loop):
         with connect(served) as wrong, contextlib.suppress(ConnectionError):
             wrong.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert not wrong.recv(10)
-        assert totals(served, proxy=1)["per_source"] == 2
+        assert served.counted(proxy=1)["per_source"] == 2
 
 
 def test_silent_clients_are_cut(daemon, tmp_path):
@@ -232,7 +232,7 @@ def test_silent_clients_are_cut(daemon, tmp_path):
     served = daemon(ORDERS, *setting(timeouts__first_byte=0.3), workers=1, threads=4)
     with connect(served) as silent:
         assert silent.recv(1) == b""
-    totals(served, first_byte=1)
+    served.counted(first_byte=1)
     for handler in (ORDERS, LINES):
         served = daemon(
             handler, *setting(timeouts__idle=1), bind=["tcp://127.0.0.1:0", f"unix:@{tmp_path}/{handler}"], workers=1
@@ -241,11 +241,11 @@ def test_silent_clients_are_cut(daemon, tmp_path):
             client.sendall(b"peer\n")
             assert read_line(client) == b"127.0.0.1\n"
             assert client.recv(1) == b""
-        totals(served, idle=1)
+        served.counted(idle=1)
         if handler == ORDERS:  # of a protocol on a Unix socket nothing tells when it last heard anything
             with connect(served, 1) as client:
                 assert client.recv(1) == b""
-            totals(served, idle=2)
+            served.counted(idle=2)
 
 
 def test_busy_handler_is_not_idle(daemon):
@@ -255,7 +255,7 @@ def test_busy_handler_is_not_idle(daemon):
     with connect(served) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.sendall(b"flood 20000000\n")
-        totals(served, idle=1)  # a client that does not take what is sent is
+        served.counted(idle=1)  # a client that does not take what is sent is
 
 
 def test_handler_is_cancelled_at_its_deadline(daemon):
@@ -266,7 +266,7 @@ def test_handler_is_cancelled_at_its_deadline(daemon):
         assert read_line(client) == b"extended\n"
         assert read_line(client) == b"goodbye\n"
         assert client.recv(1) == b""
-    totals(served, handler=1)
+    served.counted(handler=1)
     with connect(served) as client:
         client.sendall(b"deaf\n")
         wait_for(lambda: "hangs: it has not come back 5 s after it was cancelled" in served.log(), 20, "the line")
