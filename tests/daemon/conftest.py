@@ -21,10 +21,10 @@ HERE = Path(__file__).parent
 
 READY = re.compile(r"^poolserver: ready on (.+) \(pid (\d+), (\d+) workers x (\d+) lanes\)$", re.MULTILINE)
 
-READY_TIMEOUT = 20.0
+READY_TIMEOUT = 30.0
 """Seconds until the ready line: Python and its imports take about 0.3 s, and more beside other tests."""
 
-STOP_TIMEOUT = 20.0
+STOP_TIMEOUT = 30.0
 """Seconds until a stopped daemon has ended; a test with open connections says how long its drain may take."""
 
 LEFTOVER_TIMEOUT = 10.0

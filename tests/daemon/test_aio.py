@@ -29,6 +29,11 @@ def setting(**keys: object) -> list[str]:
     return [word for key, value in keys.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
 
 
+def spoken(**keys: object) -> list[str]:
+    """Likewise, where handlers, and so their time-outs, begin once their clients have said something."""
+    return setting(timeouts__first_byte=30, **keys)
+
+
 @pytest.fixture
 def daemon(daemon):
     """As ever, on asyncio's own loop unless another is said."""
@@ -53,11 +58,15 @@ def test_each_kind_answers_a_storm_on_each_kind_of_listener(daemon, tmp_path, ha
         assert counts.is_lossless, counts
     found = served.counted(accepted=120, served=120)
     assert found["errors"] == 0
-    status = served.status()
-    assert (status["pool"]["busy"], status["pool"]["idle"]) == (0, status["pool"]["lanes"])
-    assert sum(status["durations"]["counts"]) == 120
+    wait_for(lambda: sum(served.status()["durations"]["counts"]) == 120, 10, "each to have its duration")
+    wait_for(lambda: is_at_rest(served.status()["pool"]), 10, "none to be open")
     assert served.stop() == 0
-    assert not re.search("ERROR|WARNING|Traceback", served.log())
+    lines = [line for line in served.log().splitlines() if "the event loop" not in line]  # a machine may stand still
+    assert not re.search("ERROR|WARNING|Traceback", "\n".join(lines))
+
+
+def is_at_rest(pool: dict) -> bool:
+    return (pool["busy"], pool["idle"]) == (0, pool["lanes"])
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -132,7 +141,7 @@ def test_protocol_that_refuses_its_connection_is_closed(daemon):
     for _ in range(3):
         assert told(served, "anything") == []
     served.counted(errors=3)
-    assert served.status()["pool"]["busy"] == 0
+    wait_for(lambda: served.status()["pool"]["busy"] == 0, 10, "nothing to be open")
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -158,9 +167,8 @@ def test_block_of_the_loop_is_detected_and_named(daemon):
     served = daemon(ORDERS, workers=1)
     with connect(served) as blocking:
         blocking.sendall(b"block 5\n")
-        wait_for(lambda: "the event loop is blocked for" in served.log(), 10, "the line in the log")
-        assert f"by the handler of 127.0.0.1:{blocking.getsockname()[1]}" in served.log()
-        assert "time.sleep(min(" in served.log()
+        whose = f" s by the handler of 127.0.0.1:{blocking.getsockname()[1]}; nobody else is served"
+        wait_for(lambda: whose in served.log() and "time.sleep(min(" in served.log(), 10, "the lines in the log")
         assert read_line(blocking) == b"unblocked\n"
         wait_for(lambda: "the event loop goes on" in served.log(), 10, "the end of it")
     assert told(served, "peer") == ["127.0.0.1"]
@@ -189,8 +197,11 @@ def test_limits_by_source_hold_as_for_lanes(daemon):
         return socket.create_connection(("127.0.0.1", served.port), 10, source_address=(address, 0))
 
     def is_served(client: socket.socket) -> bool:
-        client.sendall(b"peer\n")
-        return read_line(client) != b"no"
+        try:
+            client.sendall(b"peer\n")
+            return read_line(client).startswith(b"127.0.0.")
+        except ConnectionError:
+            return False  # refused after it had spoken: with something unread, by a reset
 
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(come_from("127.0.0.2")) for _ in range(4)]
@@ -235,7 +246,7 @@ def test_silent_clients_are_cut(daemon, tmp_path):
     served.counted(first_byte=1)
     for handler in (ORDERS, LINES):
         served = daemon(
-            handler, *setting(timeouts__idle=1), bind=["tcp://127.0.0.1:0", f"unix:@{tmp_path}/{handler}"], workers=1
+            handler, *spoken(timeouts__idle=1), bind=["tcp://127.0.0.1:0", f"unix:@{tmp_path}/{handler}"], workers=1
         )
         with connect(served) as client:
             client.sendall(b"peer\n")
@@ -244,13 +255,14 @@ def test_silent_clients_are_cut(daemon, tmp_path):
         served.counted(idle=1)
         if handler == ORDERS:  # of a protocol on a Unix socket nothing tells when it last heard anything
             with connect(served, 1) as client:
+                client.sendall(b"peer")
                 assert client.recv(1) == b""
             served.counted(idle=2)
 
 
 def test_busy_handler_is_not_idle(daemon):
     """One that does not wait for its client is not cut, however long it takes."""
-    served = daemon(ORDERS, *setting(timeouts__idle=1), workers=1)
+    served = daemon(ORDERS, *spoken(timeouts__idle=1), workers=1)
     assert told(served, "sleep 2.5") == ["slept"]
     with connect(served) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -260,7 +272,7 @@ def test_busy_handler_is_not_idle(daemon):
 
 def test_handler_is_cancelled_at_its_deadline(daemon):
     """It may say goodbye; one that does not hear of it counts as hung, and its worker is replaced."""
-    served = daemon(ORDERS, *setting(timeouts__handler=1.5), workers=1)
+    served = daemon(ORDERS, *spoken(timeouts__handler=1), workers=1)
     with connect(served) as client:
         client.sendall(b"extend 0.1\ngoodbye\n")
         assert read_line(client) == b"extended\n"
@@ -294,13 +306,17 @@ def test_stop_waits_for_the_open_and_serves_the_queue(daemon, workers):
         served.signal(SIGTERM)
         wait_for(lambda: served.status()["state"] == "draining", 10, "the drain")
         for client in held:
-            client.sendall(b"draining\n")
-            assert read_line(client) == b"True\n"
+            wait_for(lambda client=client: is_draining(client), 10, "its worker to drain")
             client.close()
         assert read_line(queued) == b"True\n"
         queued.close()
         assert served.wait() == 0
     assert "0 cut" in served.log()
+
+
+def is_draining(client: socket.socket) -> bool:
+    client.sendall(b"draining\n")
+    return read_line(client) == b"True\n"
 
 
 def test_drain_that_takes_too_long_is_cut_with_a_goodbye(daemon):

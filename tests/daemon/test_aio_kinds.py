@@ -12,7 +12,7 @@ from typing import TypeVar
 import pytest
 from clients import Storm, connect, read_line, wait_for
 from pki import Pki
-from test_aio import LINES, ORDERS, setting
+from test_aio import LINES, ORDERS, setting, spoken
 from test_proxy import ON, v2
 from test_tls_service import client_context, half_hello, hello, secure
 
@@ -237,7 +237,7 @@ def test_reloads_lose_no_datagram(daemon):
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_last_words_to_a_connection_that_was_cut_are_no_error(daemon, loop) -> None:
     """Written after timeouts.idle has closed it: uvloop raises, asyncio does not; it is no fault of the handler."""
-    served = daemon("aio_handlers:polite", *setting(timeouts__idle=0.3), loop=loop, workers=1)
+    served = daemon("aio_handlers:polite", *spoken(timeouts__idle=0.3), loop=loop, workers=1)
     with connect(served) as client:
         client.sendall(b"hello\n")
         assert read_line(client) == b"hello\n"
