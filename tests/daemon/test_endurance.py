@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import subprocess
-from signal import SIGCHLD, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2
+from signal import SIGCHLD, SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2
 
 import measures
 import proc
@@ -100,10 +100,14 @@ class TestStop:
         served = daemon("handlers:OrderHandler", workers=2)
         with connect(served) as client:
             assert order(client, "hold") == b"holding\n"
+            proc.suspend(served.pid)  # so that it hears of the stop when a worker has left already
             os.killpg(served.pid, SIGTERM)
+            wait_for(lambda: proc.zombies(served.pid), 10, "the idle worker to leave")
+            served.signal(SIGCONT)
             wait_for(lambda: "stopping: open connections" in served.log(), 10, "the stop")
             assert order(client, "go") == b"released\n"
         assert served.wait() == 0
+        assert "replacing it" not in served.log()
         assert "SIGTERM" not in served.log()
 
     @pytest.mark.soak
