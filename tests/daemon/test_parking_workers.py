@@ -305,7 +305,8 @@ def test_silent_ones_give_their_descriptors_to_newcomers(daemon) -> None:
         while not refused_for_descriptors(served):
             silent.append(stack.enter_context(connect(served)))
             silent[-1].sendall(b"GET")  # accepted at once, where the kernel keeps those back that say nothing
-            wait_for(lambda count=len(silent): parked_or_refused(served) == count, 10, "it to be parked, or another cut")
+            count = len(silent)
+            wait_for(lambda count=count: parked_or_refused(served) == count, 10, "it to be parked, or another cut")
         assert is_ended(silent[0])
         with connected(served, 5) as newcomers:
             assert all(get(client, "/new") == b"/new" for client in newcomers)
