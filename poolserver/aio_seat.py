@@ -298,9 +298,9 @@ class Seat(Lane):
             access.tell(station, self.address, self.number, self._born, moved, end)
         self.request = self.transport = self._moved = self._protocol = self._writer = None
         self.deadline = self.next_look = math.inf
-        self._row.end(end)
         if self._door is not None:
             self._door.closed(self._row.number)
+        self._row.end(end)
         self._floor.release(self)
 
     def _is_gone(self) -> bool:
