@@ -15,7 +15,7 @@ import pytest
 import tls_handlers
 from clients import Storm, connect, read_line, wait_for
 from pki import Pki
-from test_proxy import has_ended, totals, v2
+from test_proxy import has_ended, v2
 
 TLS = "tls://127.0.0.1:0"
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -112,7 +112,7 @@ def test_client_certificate_is_asked_for_verified_and_told(serve, pki):
         assert told(served, client_context(pki, "client", version))[-1] == "client"
         assert told(served, client_context(pki, version=version)) == []
         assert told(served, client_context(pki, "stranger", version)) == []
-    counted = totals(served, served=3)
+    counted = served.counted(served=3)
     assert (counted["accepted"], counted["tls"], counted["errors"]) == (7, 4, 0)
     assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in served.log()
     assert "CERTIFICATE_VERIFY_FAILED" in served.log()
@@ -132,7 +132,7 @@ def test_old_version_is_refused(serve, pki):
     served = serve("tls_handlers:Tell", tls={"min_version": "1.3"})
     assert told(served, client_context(pki, version="1.2")) == []
     assert told(served, client_context(pki, version="1.3"))[0] == "TLSv1.3"
-    totals(served, tls=1, served=1)
+    served.counted(tls=1, served=1)
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -278,7 +278,7 @@ def test_stalled_handshakes_are_cut_at_their_timeout(serve, pki):
         assert time.monotonic() - start >= 0.8
         patient.sendall(b"still here\n")
         assert read_line(patient) == b"still here\n"
-    counted = totals(served, handshake=4)
+    counted = served.counted(handshake=4)
     assert counted["accepted"] == 5
 
 
@@ -353,7 +353,7 @@ def test_line_means_data_under_tls(serve, pki, version):
                 reply += client.recv(100)
             assert reply.endswith(b"\none\ntwo\n")
             client.unwrap()
-    totals(served, served=3)
+    served.counted(served=3)
 
 
 def test_keep_alive_over_tls_holds_no_lane_between_requests(serve, pki):
@@ -386,7 +386,7 @@ def test_curl_keeps_its_connection_alive_over_tls(serve, pki):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == "TLSv1.3 127.0.0.1\n" * 3
-        totals(served, accepted=1)
+        served.counted(accepted=1)
 
 
 def test_tls_follows_the_proxy_header(serve, pki):
@@ -399,7 +399,7 @@ def test_tls_follows_the_proxy_header(serve, pki):
         assert told(served, context, before=v2("192.0.2.7")) == []
         assert told(served, context, before=v2("192.0.2.8"))[2] == "192.0.2.8"
         assert told(served, context) == []  # no header
-    counted = totals(served, per_source=1, proxy=1)
+    counted = served.counted(per_source=1, proxy=1)
     assert counted["tls"] == 0
 
 
@@ -416,7 +416,7 @@ def test_connections_before_their_handshake_move_when_their_worker_leaves(serve,
             client = stack.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
             assert read_line(client).startswith(b"TLSv1.3 ")
             client.close()
-    totals(served, served=30, accepted=30)
+    served.counted(served=30, accepted=30)
 
 
 def test_storm_over_reloads_is_lossless(serve, pki):
@@ -458,7 +458,7 @@ def test_what_is_no_handshake_is_refused_counted_and_said(serve, pki, sent, reas
             while client.recv(1000):
                 pass
     assert told(served, client_context(pki))[0] == "TLSv1.3"
-    counted = totals(served, served=1)
+    counted = served.counted(served=1)
     assert (counted["accepted"], counted["tls"], counted["errors"]) == (4, 3, 0)
     assert f"is refused: TLS handshake: {reason}" in served.log()
     assert "Traceback" not in served.log()
@@ -470,7 +470,7 @@ def test_renegotiation_is_refused(serve, pki):
     done = s_client(served, "-tls1_2", "-CAfile", pki.ca, text=b"R\nhello\n")
     assert b"RENEGOTIATING" in done.stdout + done.stderr
     assert b"no renegotiation" in done.stderr
-    assert totals(served, errors=1)["accepted"] == 1
+    assert served.counted(errors=1)["accepted"] == 1
 
 
 # -- deadlines and ends
@@ -484,7 +484,7 @@ def test_client_that_falls_silent_is_cut_after_idle(serve, pki):
             read_line(client)
             with contextlib.suppress(ssl.SSLError):
                 assert client.recv(1) == b""
-    counted = totals(served, idle=2)
+    counted = served.counted(idle=2)
     assert counted["accepted"] == 2
     assert "Traceback" not in served.log()
 
@@ -511,4 +511,4 @@ def test_cut_does_not_look_like_an_end(serve, pki):
         read_line(client)
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
             client.recv(100)
-    totals(served, handler=1)
+    served.counted(handler=1)
