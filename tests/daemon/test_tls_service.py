@@ -43,9 +43,17 @@ def client_context(pki: Pki, name: str = "", version: str = "") -> ssl.SSLContex
     return context
 
 
+class Disposed(ssl.SSLSocket):
+    """wrap_socket forgets to close it where the server has reset the connection already. Source: CPython, ssl.py."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @contextlib.contextmanager
 def secure(served, context: ssl.SSLContext, index: int = 0, before: bytes = b"", **options) -> Iterator[ssl.SSLSocket]:
     """A client with TLS, for which no end is an end but one that the server says."""
+    context.sslsocket_class = Disposed
     with connect(served, index) as plain:
         plain.sendall(before)
         with wrapped(plain, context, **options) as client:
