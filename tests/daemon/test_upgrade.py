@@ -51,7 +51,7 @@ class TestSuccess:
             site.code("2")
             served.signal(SIGUSR2)
             served.wait_ready(2)
-            assert {versions(served) for _ in range(10)} == {b"2\n"}
+            wait_for(lambda: {versions(served) for _ in range(10)} == {b"2\n"}, 10, "the old master to leave")
             client.sendall(b"version\ndraining\n")
             with client.makefile("rb") as answers:
                 assert [answers.readline(), answers.readline()] == [b"1\n", b"True\n"]
@@ -238,7 +238,7 @@ class TestSuccess:
         assert len(served.ready_lines()) == 1
         gate.touch()
         served.wait_ready(2)
-        assert versions(served) == b"2\n"
+        wait_for(lambda: versions(served) == b"2\n", 10, "the old master to leave")
         assert served.status()["pid"] == served.pid
 
 
