@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGHUP, SIGTTOU
@@ -56,20 +55,8 @@ def secure(served, context: ssl.SSLContext, index: int = 0, before: bytes = b"",
     context.sslsocket_class = Disposed
     with connect(served, index) as plain:
         plain.sendall(before)
-        with wrapped(plain, context, **options) as client:
+        with context.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False, **options) as client:
             yield client
-
-
-def wrapped(plain: socket.socket, context: ssl.SSLContext, **options) -> ssl.SSLSocket:
-    """TLS on it, from the handshake on."""
-    try:
-        return context.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False, **options)
-    except OSError as error:
-        # Where the server had reset it before, ssl leaves its socket open. Source: CPython 3.13, SSLSocket._create
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if isinstance(left := frame.f_locals.get("self"), ssl.SSLSocket):
-                left.close()
-        raise
 
 
 def told(served, context: ssl.SSLContext, **options) -> list[str]:
