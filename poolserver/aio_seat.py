@@ -145,6 +145,8 @@ class Seat(Lane):
         if (presented := self.presented(writer.transport)) is not writer.transport:
             writer.get_extra_info = presented.get_extra_info  # type: ignore[method-assign]  # the rest can stay
         self._writer = writer
+        if isinstance(self._protocol, HearingStream):
+            self._protocol.listen_to(writer)
 
     def presented(self, transport: Any) -> Any:
         """``transport``, or what stands for it where it does not know the real client."""

@@ -223,8 +223,12 @@ def _snapshot(path: Path) -> Any:
 @click.option("--now", "is_now", is_flag=True, help="Cut open connections.")
 @_asking
 def stop(is_now: bool, **where: Any) -> None:
-    """Stop a running server, and wait until it is gone. Open connections have timeouts.graceful to finish."""
+    """Stop a running server, and wait until it is gone. Open connections have timeouts.graceful to finish.
+
+    Says first which one it is: without --control or -c it is the only one there is, whoever started it.
+    """
     with _asked(**where) as server:
+        click.echo(f"stopping {tables.plain(f'{server}: {server.service}' if server.service else str(server))}")
         server.ask("stop --now" if is_now else "stop")
         server.wait_for_end()
         click.echo(f"{server} has stopped")

@@ -270,6 +270,19 @@ def test_busy_handler_is_not_idle(daemon):
         served.counted(idle=1)  # a client that does not take what is sent is
 
 
+@pytest.mark.parametrize("index", [0, 1], ids=["tcp", "unix"])
+def test_client_that_is_told_things_is_not_idle(daemon, tmp_path, index):
+    """It says nothing for longer than timeouts.idle, and its handler waits for that; but what it hears counts."""
+    bind = ["tcp://127.0.0.1:0", f"unix:@{tmp_path}"]
+    served = daemon(ORDERS, *setting(timeouts__idle=2), bind=bind, workers=1)
+    with connect(served, index) as client:
+        client.sendall(b"ticks 11\n")
+        with client.makefile("rwb", buffering=0) as lines:
+            assert [lines.readline() for _ in range(11)] == [b"tick\n"] * 11
+            lines.write(b"\n")
+            assert lines.readline() == b"ticked\n"
+
+
 def test_handler_is_cancelled_at_its_deadline(daemon):
     """It may say goodbye; one that does not hear of it counts as hung, and its worker is replaced."""
     served = daemon(ORDERS, *spoken(timeouts__handler=1), workers=1)

@@ -182,11 +182,13 @@ class TestStatus:
 
 class TestCommands:
     def test_stop_returns_when_the_service_is_gone(self, daemon):
-        """0, and neither processes nor socket are left."""
+        """0, and neither processes nor socket are left. Whom it stops is told, lest it be another's."""
         served = daemon("handlers:LineHandler")
         path = served.control_path
         done = served.cli("stop")
         assert (done.returncode, done.stderr) == (0, "")
+        told = f"handlers (pid {served.pid})"
+        assert done.stdout == f"stopping {told}: handlers:LineHandler on {served.urls[0]}\n{told} has stopped\n"
         assert served.wait(timeout=10) == 0
         assert not path.exists()
 

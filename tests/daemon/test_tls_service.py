@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGHUP, SIGTTOU
@@ -42,13 +43,33 @@ def client_context(pki: Pki, name: str = "", version: str = "") -> ssl.SSLContex
     return context
 
 
+class Disposed(ssl.SSLSocket):
+    """wrap_socket forgets to close it where the server has reset the connection already. Source: CPython, ssl.py."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @contextlib.contextmanager
 def secure(served, context: ssl.SSLContext, index: int = 0, before: bytes = b"", **options) -> Iterator[ssl.SSLSocket]:
     """A client with TLS, for which no end is an end but one that the server says."""
+    context.sslsocket_class = Disposed
     with connect(served, index) as plain:
         plain.sendall(before)
-        with context.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False, **options) as client:
+        with wrapped(plain, context, **options) as client:
             yield client
+
+
+def wrapped(plain: socket.socket, context: ssl.SSLContext, **options) -> ssl.SSLSocket:
+    """TLS on it, from the handshake on."""
+    try:
+        return context.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False, **options)
+    except OSError as error:
+        # Where the server had reset it before, ssl leaves its socket open. Source: CPython 3.13, SSLSocket._create
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if isinstance(left := frame.f_locals.get("self"), ssl.SSLSocket):
+                left.close()
+        raise
 
 
 def told(served, context: ssl.SSLContext, **options) -> list[str]:

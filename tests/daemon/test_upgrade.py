@@ -5,7 +5,7 @@ import re
 import socket
 import sys
 from pathlib import Path
-from signal import SIGKILL, SIGTERM, SIGUSR2
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR2
 
 import measures
 import pytest
@@ -88,6 +88,23 @@ class TestSuccess:
             client.sendall(b"\n")
             assert read_line(client) == b"released\n"
         wait_for(lambda: served.status()["totals"]["served"] == 1, 10, "the old workers' last count")
+
+    def test_counts_follow_along_a_chain(self, site):
+        """What the first master's workers count last comes to the third, by way of the second."""
+        served = site.start()
+        with connect(served) as client:
+            client.sendall(b"hold\n")
+            assert read_line(client) == b"holding\n"
+            for number in (2, 3):
+                site.begin_upgrade()
+                served.wait_ready(number)
+            assert versions(served) == b"1\n"
+            wait_for(lambda: served.status()["totals"]["served"] == 1, 10, "the new workers' first count")
+            client.sendall(b"\n")
+            assert read_line(client) == b"released\n"
+        wait_for(lambda: served.status()["totals"]["served"] == 2, 10, "the oldest workers' last count")
+        assert served.status()["totals"]["accepted"] == 2
+        wait_for(lambda: len(served.processes()) == 3, 10, "the end of two masters")
 
     def test_listeners_come_and_go(self, site, tmp_path):
         """What the new configuration has not is served to the end of its queue, and closed; its file goes."""
@@ -232,6 +249,25 @@ def is_refused(served) -> bool:
 
 
 class TestRefusal:
+    def test_not_while_the_master_before_is_stopped(self, site):
+        """What its workers count would be lost; it is named, and once it goes on, so do upgrades."""
+        served = site.start()
+        with connect(served) as client:
+            client.sendall(b"hold\n")
+            assert read_line(client) == b"holding\n"
+            first = served.pid
+            site.begin_upgrade()
+            served.wait_ready(2)
+            os.kill(first, SIGSTOP)
+            wait_for(lambda: "gives no signs of life" in served.log(), 20, "its silence")
+            done = served.cli("upgrade")
+            assert done.returncode == 1
+            assert f"cannot upgrade: the master before this one (pid {first}) has let go, and gives no" in done.stderr
+            os.kill(first, SIGCONT)
+            wait_for(lambda: served.cli("upgrade").returncode == 0, 20, "an upgrade")
+            client.sendall(b"\n")
+            assert read_line(client) == b"released\n"
+
     def test_one_at_a_time(self, site):
         """The second is told so, and so are a reload and a scaling; a stop ends it, and the new master with it."""
         served = site.start()

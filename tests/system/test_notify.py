@@ -10,6 +10,8 @@ from clients import Served, ask, connect, read_line, wait_for
 
 URL = "tcp://127.0.0.1:20100"
 
+soak = [pytest.mark.soak, pytest.mark.timeout(180)]
+
 SERVICE = """
 [Unit]
 StartLimitIntervalSec=0
@@ -265,13 +267,14 @@ class TestActivation:
         sandbox.systemctl("start", "pool.service")
         assert sandbox.ask(URL, b"hello\n") == b"hello\n"
 
-    def test_restarts_behind_a_socket_unit_cost_nobody(self, sandbox):
+    @pytest.mark.parametrize("restarts", [2, pytest.param(20, marks=soak)])
+    def test_restarts_behind_a_socket_unit_cost_nobody(self, sandbox, restarts):
         """The socket is systemd's: its queue goes on (R61)."""
         sandbox.unit("pool.socket", SOCKET.format(more="ListenStream=127.0.0.1:20100"))
         sandbox.unit("pool.service", service("handlers:LineHandler -b systemd: -w 2"))
         sandbox.systemctl("start", "pool.socket")
         with sandbox.storm(URL, clients=4, timeout=20) as storm:
-            for _ in range(2):
+            for _ in range(restarts):
                 storm.wait_for_more(100)
                 sandbox.systemctl("restart", "pool.service")
             storm.wait_for_more(100)
