@@ -523,7 +523,7 @@ def test_long_answer_to_a_slow_client_is_not_cut(serve, pki):
 
 def test_cut_does_not_look_like_an_end(serve, pki):
     """timeouts.handler shuts the connection down under the handler: no close_notify."""
-    served = serve("tls_handlers:Tell", "--set", "timeouts.handler=0.5", workers=1, threads=1)
+    served = serve("tls_handlers:Tell", "--set", "timeouts.handler=2", workers=1, threads=1)
     with secure(served, client_context(pki)) as client:
         read_line(client)
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
