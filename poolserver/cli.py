@@ -228,7 +228,9 @@ def stop(is_now: bool, **where: Any) -> None:
     Says first which one it is: without --control or -c it is the only one there is, whoever started it.
     """
     with _asked(**where) as server:
-        click.echo(f"stopping {tables.plain(f'{server}: {server.service}' if server.service else str(server))}")
+        service = f": {server.service}" if server.service else ""
+        with contextlib.suppress(OSError):  # where nobody reads it, or the disk is full, it is stopped all the same
+            click.echo(tables.plain(f"stopping {server}{service}"))
         server.ask("stop --now" if is_now else "stop")
         server.wait_for_end()
         click.echo(f"{server} has stopped")
