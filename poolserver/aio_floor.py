@@ -27,7 +27,7 @@ from poolserver.mending import keep_nonblocking
 from poolserver.rows import Outcome, Row
 from poolserver.shortage import PAUSE
 from poolserver.station import Station
-from poolserver.tcp_info import queue_length
+from poolserver.tcp_info import has_queue, queue_length
 
 _log = logging.getLogger("poolserver")
 
@@ -214,15 +214,20 @@ class Floor:
                 self.loop.remove_reader(station.fd)
 
     def _on_listener(self, station: Station) -> None:
-        """One connection at a time: siblings want some, too, and what is open wants its turn."""
+        """What is queued, but no more than a turn: siblings want some, too, and so does what is open."""
         if not self._free:
             self._unlisten()
             return
-        self._taken += self._free[-1].take(station)
-        if self._taken >= TURN and self._is_listening:
+        has_more = True
+        while has_more and self._free and self._taken < TURN and self._is_listening:
+            is_taken = self._free[-1].take(station)
+            self._taken += is_taken
+            has_more = is_taken and station.is_tcp and has_queue(station.server.socket)
+        if self._taken >= TURN:
             self._taken = 0
-            self.loop.remove_reader(station.fd)
-            self.loop.add_reader(station.fd, self._on_listener, station)
+            if self._is_listening:
+                self.loop.remove_reader(station.fd)
+                self.loop.add_reader(station.fd, self._on_listener, station)
 
     def _watch_parked(self) -> None:
         self._parked_fd = self._crew.wakeups.fileno()

@@ -8,6 +8,7 @@ import asyncio
 import functools
 import socket
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -99,12 +100,23 @@ class Lingering(asyncio.Protocol):
 
 
 class HearingStream(Stream):
-    """For Unix sockets."""
+    """For Unix sockets. What goes counts as heard, too."""
 
     def data_received(self, data: bytes) -> None:
         """As ever."""
         self.heard = time.monotonic()
         super().data_received(data)
+
+    def listen_to(self, writer: asyncio.StreamWriter) -> None:
+        """Note what is written there."""
+        write, writelines = writer.write, writer.writelines
+
+        def noting(act: Callable[[Any], None], what: Any) -> None:
+            self.heard = time.monotonic()
+            act(what)
+
+        writer.write = functools.partial(noting, write)  # type: ignore[method-assign]
+        writer.writelines = functools.partial(noting, writelines)  # type: ignore[method-assign]
 
 
 class Presented:

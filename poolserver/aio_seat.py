@@ -145,6 +145,8 @@ class Seat(Lane):
         if (presented := self.presented(writer.transport)) is not writer.transport:
             writer.get_extra_info = presented.get_extra_info  # type: ignore[method-assign]  # the rest can stay
         self._writer = writer
+        if isinstance(self._protocol, HearingStream):
+            self._protocol.listen_to(writer)
 
     def presented(self, transport: Any) -> Any:
         """``transport``, or what stands for it where it does not know the real client."""
@@ -298,9 +300,9 @@ class Seat(Lane):
             access.tell(station, self.address, self.number, self._born, moved, end)
         self.request = self.transport = self._moved = self._protocol = self._writer = None
         self.deadline = self.next_look = math.inf
-        self._row.end(end)
         if self._door is not None:
             self._door.closed(self._row.number)
+        self._row.end(end)
         self._floor.release(self)
 
     def _is_gone(self) -> bool:

@@ -32,6 +32,8 @@ class Server:
     def __init__(self, sock: socket.socket, path: Path) -> None:
         self.path = path
         self.name = self.pid = "?"
+        self.service = ""
+        """Its handler and addresses, as far as it tells."""
         self._sock = sock
         self._received = b""
         self._owed = 0
@@ -53,6 +55,8 @@ class Server:
             server = cls(sock, path)
             who = server.ask(_GREETING, patience=PATIENCE)
             server.name, server.pid = str(who.get("name")), str(who.get("pid"))
+            if who.get("handler"):
+                server.service = f"{who['handler']} on {', '.join(map(str, who.get('listeners') or []))}"
             yield server
 
     def ask(self, command: str, number: int = 0, *, patience: float | None = None) -> dict[str, Any]:

@@ -70,12 +70,28 @@ async def obey(order, argument, reader, writer):  # noqa: PLR0911, PLR0912 - a l
         case "flood":
             writer.write(b"x" * int(argument))
             return ""
+        case "ticks":
+            return await ticks(int(argument), reader, writer)
         case "stop":
             writer.server.shutdown()
             return "stopping"
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
     return f"unknown order {order!r}"
+
+
+async def ticks(count, reader, writer):
+    """Writes so often while it waits for the client, who has nothing to say."""
+
+    async def tick():
+        for _ in range(count):
+            await asyncio.sleep(0.25)
+            writer.write(b"tick\n")
+
+    ticking = asyncio.create_task(tick())
+    await reader.readline()
+    await ticking
+    return "ticked"
 
 
 async def deaf():

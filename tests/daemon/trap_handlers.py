@@ -258,11 +258,11 @@ class ReusableUnixEcho(socketserver.DatagramRequestHandler):
 
 
 class TalkativeHandler(socketserver.StreamRequestHandler):
-    """Sends one line back, and logs it first."""
+    """Sends one line back, and logs it first, in more than a pipe takes at once."""
 
     def handle(self):
         line = self.rfile.readline(65536)
-        logging.getLogger("talkative").info("served %s", line.decode().strip())
+        logging.getLogger("talkative").info("served %s %s", line.decode().strip(), "x" * 5000)
         self.wfile.write(line)
 
 
@@ -274,6 +274,19 @@ class VerboseHandler(socketserver.StreamRequestHandler):
         for number in range(20):
             logging.getLogger("verbose").info("%d: %s", number, "x" * 1000)
         self.wfile.write(line)
+
+
+class TimedHandler(socketserver.StreamRequestHandler):
+    """Logs twenty kilobytes for each line, and sends back the seconds that the longest of these calls took."""
+
+    def handle(self):
+        self.rfile.readline(65536)
+        longest = 0.0
+        for number in range(20):
+            began = time.monotonic()
+            logging.getLogger("verbose").info("%d: %s", number, "x" * 1000)
+            longest = max(longest, time.monotonic() - began)
+        self.wfile.write(b"%.6f\n" % longest)
 
 
 class PrintingHandler(socketserver.StreamRequestHandler):
