@@ -45,11 +45,6 @@ Signals to the master:
 _FILE = click.Path(path_type=Path, readable=False)
 """Whoever reads it says what is wrong with it, whether it is not there or not to be read: 78."""
 
-_HANDLER_WANTED = (
-    "name one as package.module:attribute, here or as server.handler in -c FILE"
-    " (try poolserver.examples.echo:EchoHandler)"
-)
-
 _FIRST_STEPS = """
 \b
 To begin with:
@@ -195,7 +190,10 @@ def _loaded(
     options |= {key: Option(value, origin) for key, (value, origin) in named.items() if value is not None}
     loaded = load(path, environment(), options)
     if not (loaded.config.server.handler or loaded.config.server.server_class):
-        raise UsageError(f"no handler: {_HANDLER_WANTED}")
+        example = "poolserver.examples.echo:EchoHandler"
+        raise UsageError(
+            f"no handler: name one as package.module:attribute, or in -c FILE as server.handler ({example})"
+        )
     return loaded
 
 

@@ -59,7 +59,7 @@ def typed(words: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
         (
             "unit",
             2,
-            "poolserver: no handler: name one as package.module:attribute, here or as server.handler in -c FILE",
+            "poolserver: no handler: name one as package.module:attribute, or in -c FILE as server.handler",
         ),
         ("run a:b --set threads=4", 2, "poolserver: --set threads=4: want SECTION.KEY=VALUE, as in "),
         ("run a:b --set pool.thread=4", 78, 'pool.thread: unknown key (did you mean "threads"?)'),
