@@ -128,12 +128,14 @@ def own_context():
 
 
 async def starts_tls(reader, writer):
-    """Puts TLS on after the first line, and then says who asks, a line for each."""
+    """Puts TLS on after the first line, and then says who asks, a line for each, until the last."""
     await reader.readline()
     writer.write(b"go\n")
     await writer.drain()
     await writer.start_tls(own_context())
-    while await reader.readline():
+    text = b""
+    while text != b"last\n":
+        text = await reader.readline()
         is_tls = writer.get_extra_info("ssl_object") is not None
         writer.write(f"{writer.get_extra_info('peername')[0]} {is_tls}\n".encode())
 
@@ -149,6 +151,8 @@ class StartsTLS(asyncio.Protocol):
         if self.is_tls:
             is_tls = self.transport.get_extra_info("ssl_object") is not None
             self.transport.write(f"{self.transport.get_extra_info('peername')[0]} {is_tls}\n".encode())
+            if data == b"last\n":
+                self.transport.close()
         else:
             self.is_tls = True
             self.transport.write(b"go\n")

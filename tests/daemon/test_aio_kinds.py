@@ -62,17 +62,17 @@ def test_each_kind_speaks_tls(serve, pki, handler, loop):
 @pytest.mark.parametrize("handler", ["starts_tls", "StartsTLS"])
 @pytest.mark.parametrize("is_behind_proxy", [False, True], ids=["direct", "proxy"])
 def test_handler_puts_tls_on_by_itself(daemon, pki, handler, loop, is_behind_proxy):
-    """In the middle of a conversation, as SMTP has it; it knows its real client before and after."""
+    """In the middle of a conversation, as SMTP has it; it knows its real client, and its end is told."""
     options = ON if is_behind_proxy else []
     served = daemon(f"aio_handlers:{handler}", *options, workers=1, loop=loop, env={"CERTIFICATE": pki.both})
     with connect(served) as plain:
         plain.sendall((v2("192.0.2.7") if is_behind_proxy else b"") + b"tls\n")
         assert read_line(plain) == b"go\n"
         with client_context(pki).wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False) as client:
-            for _ in range(2):
-                client.sendall(b"who\n")
+            for text in (b"first\n", b"last\n"):
+                client.sendall(text)
                 assert read_line(client) == (b"192.0.2.7" if is_behind_proxy else b"127.0.0.1") + b" True\n"
-            client.unwrap()
+            assert client.recv(1) == b""
     served.counted(accepted=1, served=1)
     assert "Traceback" not in served.log()
 
