@@ -253,10 +253,12 @@ def anchors(page: Path) -> set[str]:
 def test_reference_has_every_key_option_metric_and_name() -> None:
     """What is made from the code is made from all of it."""
     page = {each.stem: generated.filled(each.read_text()) for each in PAGES}
+    notes = generated.sample_notes()
+    assert notes["server.handler"].startswith("What serves a connection: ")
     for section, keys in SECTIONS.items():
         for key in keys:
             assert f"### `{section}.{key}`\n\n" in page["configuration"]
-            assert generated.sample_notes()[f"{section}.{key}"]
+            assert notes[f"{section}.{key}"]
     for command, each in cli.cli.commands.items():
         assert f"### {command}\n" in page["command-line"]
         for option in (name for parameter in each.params for name in parameter.opts if name.startswith("--")):
