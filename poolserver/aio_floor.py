@@ -17,6 +17,7 @@ from poolserver.aio_datagrams import DatagramTransport
 from poolserver.aio_deadlines import FINEST_SWEEP, Sweeps, report, report_exit
 from poolserver.aio_lobby import Lobby
 from poolserver.aio_loop import LoopSelector
+from poolserver.aio_protocols import accept_presented
 from poolserver.aio_seat import Seat
 from poolserver.attendant import DRAIN_PATIENCE, Attendant
 from poolserver.errors import ConfigError
@@ -193,6 +194,8 @@ class Floor:
     # Listening
 
     def _open(self) -> None:
+        if any(station.proxy_mode for station in self._stations):
+            accept_presented(self.loop)
         for station in self._stations:
             if not station.is_stream:
                 self.datagrams[station.fd] = DatagramTransport.open(self.loop, station)

@@ -261,14 +261,11 @@ def _snapshot(path: Path) -> Any:
 @click.option("--now", "is_now", is_flag=True, help="Cut open connections.")
 @_asking
 def stop(is_now: bool, **where: Any) -> None:
-    """Stop a running server, and wait until it is gone. Open connections have timeouts.graceful to finish.
-
-    Says first which one it is: without --control or -c it is the only one there is, whoever started it.
-    """
+    """Stop a running server, after saying which one (without --control or -c: the only one there is, whoever started
+    it), and wait until it is gone. Open connections have timeouts.graceful to finish."""
     with _asked(**where) as server:
-        service = f": {server.service}" if server.service else ""
         with contextlib.suppress(OSError):  # where nobody reads it, or the disk is full, it is stopped all the same
-            click.echo(tables.plain(f"stopping {server}{service}"))
+            click.echo(tables.plain(": ".join(filter(None, [f"stopping {server}", server.service]))))
         server.ask("stop --now" if is_now else "stop")
         server.wait_for_end()
         _print(f"{server} has stopped")

@@ -36,7 +36,7 @@ _log = logging.getLogger("poolserver")
 MAX_WORD_BYTES = 65536
 """The last word, with all counts, has a twentieth of it."""
 
-SILENCE = 3.0
+SILENCE = 5.0
 """Seconds without a word, of which there is one each second, from which on the master before counts as stopped."""
 
 

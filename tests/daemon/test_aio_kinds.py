@@ -58,6 +58,25 @@ def test_each_kind_speaks_tls(serve, pki, handler, loop):
     served.counted(accepted=3, served=3)
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("handler", ["starts_tls", "StartsTLS"])
+@pytest.mark.parametrize("is_behind_proxy", [False, True], ids=["direct", "proxy"])
+def test_handler_puts_tls_on_by_itself(daemon, pki, handler, loop, is_behind_proxy):
+    """In the middle of a conversation, as SMTP has it; it knows its real client, and its end is told."""
+    options = ON if is_behind_proxy else []
+    served = daemon(f"aio_handlers:{handler}", *options, workers=1, loop=loop, env={"CERTIFICATE": pki.both})
+    with connect(served) as plain:
+        plain.sendall((v2("192.0.2.7") if is_behind_proxy else b"") + b"tls\n")
+        assert read_line(plain) == b"go\n"
+        with client_context(pki).wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False) as client:
+            for text in (b"first\n", b"last\n"):
+                client.sendall(text)
+                assert read_line(client) == (b"192.0.2.7" if is_behind_proxy else b"127.0.0.1") + b" True\n"
+            assert client.recv(1) == b""
+    served.counted(accepted=1, served=1)
+    assert "Traceback" not in served.log()
+
+
 def test_stalled_handshakes_hold_no_seat_and_are_cut_in_time(serve, pki):
     """A hundred of them: silent, within the first message, after it; one seat serves others meanwhile."""
     served = serve(ORDERS, *setting(tls__handshake_timeout=4), workers=1, threads=1)
