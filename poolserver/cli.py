@@ -177,10 +177,8 @@ def _loaded(
     options |= {key: config.Option(value, origin) for key, (value, origin) in named.items() if value is not None}
     loaded = config.load(path, environment(), options)
     if not (loaded.config.server.handler or loaded.config.server.server_class):
-        example = "poolserver.examples.echo:EchoHandler"
-        raise UsageError(
-            f"no handler: name one as package.module:attribute, or in -c FILE as server.handler ({example})"
-        )
+        wanted = "package.module:attribute (try poolserver.examples.echo:EchoHandler)"
+        raise UsageError(f"no handler: name one as {wanted}, or as server.handler in -c FILE")
     return loaded
 
 
