@@ -279,8 +279,7 @@ class Seat(Lane):
     def _close(self) -> None:
         """Once all is sent; so that what the client is still sending does not destroy the reply."""
         # Of a handler that has put TLS on by itself, the one on top: its end is told.
-        transport = self.transport if self._writer is None else self._writer.transport
-        protocol = self._protocol
+        transport, protocol = self.transport if self._writer is None else self._writer.transport, self._protocol
         can_linger = isinstance(protocol, Stream) and not transport.is_closing() and transport.can_write_eof()
         if can_linger and not self.is_ended_from_outside and protocol.has_unread:
             protocol.linger(transport)
@@ -302,9 +301,9 @@ class Seat(Lane):
             access.tell(station, self.address, self.number, self._born, moved, end)
         self.request = self.transport = self._moved = self._protocol = self._writer = None
         self.deadline = self.next_look = math.inf
-        self._row.end(end)
         if self._door is not None:
             self._door.closed(self._row.number)
+        self._row.end(end)
         self._floor.release(self)
 
     def _is_gone(self) -> bool:

@@ -181,6 +181,19 @@ class Daemon:
         """What ``poolserver status --json`` prints."""
         return self.ask("status")["status"]
 
+    def open_count(self) -> int:
+        """How many connections were accepted and are not over: in a lane, parked, or in between.
+
+        What a client sees of an end comes before it is counted; when it is, the connection holds nothing any more.
+        """
+        totals = self.status()["totals"]
+        ways = totals["served"], totals["errors"], totals["cut"]
+        return totals["accepted"] - sum(ways) - sum(totals["refused"].values()) - sum(totals["timeouts"].values())
+
+    def wait_open(self, count: int) -> None:
+        """Wait until so many are open, of those that were accepted: a client that was answered was."""
+        wait_for(lambda: self.open_count() == count, 20, f"{count} open connections: {self.status()['totals']}")
+
     def counted(self, **goal: int) -> dict[str, Any]:
         """What was counted, once it is as ``goal`` says, refusals and time-outs by their names: a client has its answer
         before the worker has counted it."""

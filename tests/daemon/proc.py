@@ -8,8 +8,11 @@ from clients import wait_for
 
 
 def title(pid: int) -> str:
-    """The process title, as ``ps`` shows it."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode()
+    """The process title, as ``ps`` shows it; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def threads(pid: int) -> int:

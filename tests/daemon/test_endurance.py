@@ -72,10 +72,10 @@ class TestKilledMaster:
             with Storm(served, clients=8, exchange=echo_order) as storm:
                 storm.wait_for_more(50)
                 served.signal(SIGKILL)
-                wait_for(lambda: storm.counts.refused > 0, 10, "the first refusal")
+                wait_for(lambda: storm.counts.refused > 0, 20, "the first refusal")
                 again = daemon("handlers:OrderHandler", bind=url)
-                assert served.wait_gone(6 + 6) == []  # as many for a busy machine
                 storm.wait_for_more(20)
+            assert served.wait_gone(6 + 6) == []  # as many for a busy machine
         assert again.stop() == 0
 
 

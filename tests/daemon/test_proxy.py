@@ -165,7 +165,7 @@ def test_waiting_clients_are_counted_as_themselves(daemon):
             wait_for(lambda: served.status()["parked"]["new"] == 1, 10, "the first to be parked")
             assert whoami(served, v1("192.0.2.7"), b"line\n") == b""
             assert whoami(served, v1("192.0.2.8"), b"line\n") == b"('192.0.2.8', 4711)\n"
-        wait_for(lambda: served.status()["parked"]["new"] == 0, 10, "it to be gone")
+        served.wait_open(0)
 
 
 # -- who is refused
@@ -290,8 +290,8 @@ def test_full_park_lets_some_go(daemon):
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connect(served)) for _ in range(70)]
         served.counted(max_parked=6)
+        wait_for(lambda: sum(map(has_ended, silent)) == 6, 10, "six to be cut")
         left = [client for client in silent if not has_ended(client)]
-        assert len(left) == 64
         left[-1].sendall(v1("192.0.2.7"))
         assert read_line(left[-1]) == b"('192.0.2.7', 4711)\n"
 
@@ -316,7 +316,7 @@ def test_waiting_connections_move_when_their_worker_leaves(daemon):
 
 def test_wrong_headers_cost_a_refusal_and_nothing_else(daemon):
     """R38: two thousand mutations; every connection is counted once, none raises."""
-    served = daemon(WHOAMI, *ON, "--set", "proxy_protocol.timeout=0.3", workers=2, threads=4)
+    served = daemon(WHOAMI, *ON, "--set", "proxy_protocol.timeout=10", workers=2, threads=4)
     dice = random.Random(38)
     seeds = [v1("192.0.2.7"), v2("192.0.2.7"), v2("2001:db8::7", more=b"\x04\0\1\0"), LOCAL, b"PROXY UNKNOWN\r\n"]
     with contextlib.ExitStack() as stack:
@@ -339,6 +339,6 @@ def test_wrong_headers_cost_a_refusal_and_nothing_else(daemon):
         ended = found["served"] + found["errors"] + sum(found["refused"].values()) + sum(found["timeouts"].values())
         return found if found["accepted"] == ended == 2001 else None
 
-    wait_for(all_ended, 10, "all to be counted")
+    wait_for(all_ended, 20, "all to be counted")
     assert "Traceback" not in served.log()
     assert "internal error" not in served.log()

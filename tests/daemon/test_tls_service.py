@@ -112,8 +112,8 @@ def test_client_certificate_is_asked_for_verified_and_told(serve, pki):
         assert told(served, client_context(pki, "client", version))[-1] == "client"
         assert told(served, client_context(pki, version=version)) == []
         assert told(served, client_context(pki, "stranger", version)) == []
-    counted = served.counted(served=3)
-    assert (counted["accepted"], counted["tls"], counted["errors"]) == (7, 4, 0)
+    counted = served.counted(served=3, tls=4)
+    assert (counted["accepted"], counted["errors"]) == (7, 0)
     assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in served.log()
     assert "CERTIFICATE_VERIFY_FAILED" in served.log()
 
@@ -245,12 +245,13 @@ def test_hundred_stalled_handshakes_hold_no_lane(serve, pki):
             client.sendall(half_hello(pki))
         for client in stalled[1::3]:
             client.sendall(hello(pki))
-        wait_for(lambda: served.status()["parked"]["new"] == 100, 10, "all to be parked")
+        wait_for(lambda: served.status()["parked"]["new"] == 100, 20, "all to be parked")
         for _ in range(5):
             assert told(served, context)[0] == "TLSv1.3"
         assert not any(has_ended(client) for client in stalled[::3])
-    counted = wait_for(lambda: all_refused(served, 100), 10, "all to be counted")
-    assert (counted["accepted"], counted["served"]) == (105, 5)
+    counted = wait_for(lambda: all_refused(served, 100), 20, "all to be counted")
+    assert counted["accepted"] == 105
+    served.counted(served=5)
 
 
 def all_refused(served, count: int) -> dict | None:
@@ -261,21 +262,22 @@ def all_refused(served, count: int) -> dict | None:
 
 def test_stalled_handshakes_are_cut_at_their_timeout(serve, pki):
     """Wherever they stall, and though a byte comes now and then; a handshake that is done is no longer bounded."""
-    served = serve("tls_handlers:Tell", tls={"handshake_timeout": 1}, workers=1, threads=2)
+    served = serve("tls_handlers:Tell", tls={"handshake_timeout": 2}, workers=1, threads=2)
     with contextlib.ExitStack() as stack:
         patient = stack.enter_context(secure(served, client_context(pki)))
         read_line(patient)
+        start = time.monotonic()
         stalled = [stack.enter_context(connect(served)) for _ in range(4)]
         trickling = stalled[3]
         stalled[1].sendall(half_hello(pki))
         stalled[2].sendall(hello(pki))
-        octets, start = iter(hello(pki)), time.monotonic()
+        octets = iter(hello(pki))
         while not all(has_ended_or_is_reset(client) for client in stalled):
             assert time.monotonic() < start + 20
             with contextlib.suppress(OSError):
                 trickling.sendall(bytes([next(octets)]))
             threading.Event().wait(0.02)  # a trickle
-        assert time.monotonic() - start >= 0.8
+        assert time.monotonic() - start >= 2
         patient.sendall(b"still here\n")
         assert read_line(patient) == b"still here\n"
     counted = served.counted(handshake=4)
@@ -315,7 +317,9 @@ def test_handshake_byte_by_byte_is_completed(serve, pki):
 
 def test_chain_that_a_slow_client_takes_bit_by_bit_holds_no_lane(serve, pki):
     """More than the send buffer holds: the park waits for room, too."""
-    served = serve("tls_handlers:Tell", tls={"certificate": pki.long_chain}, workers=1, threads=1)
+    served = serve(
+        "tls_handlers:Tell", tls={"certificate": pki.long_chain, "handshake_timeout": 60}, workers=1, threads=1
+    )
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_context(pki).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
     with socket.socket() as slow:
@@ -458,8 +462,8 @@ def test_what_is_no_handshake_is_refused_counted_and_said(serve, pki, sent, reas
             while client.recv(1000):
                 pass
     assert told(served, client_context(pki))[0] == "TLSv1.3"
-    counted = served.counted(served=1)
-    assert (counted["accepted"], counted["tls"], counted["errors"]) == (4, 3, 0)
+    counted = served.counted(served=1, tls=3)
+    assert (counted["accepted"], counted["errors"]) == (4, 0)
     assert f"is refused: TLS handshake: {reason}" in served.log()
     assert "Traceback" not in served.log()
 
@@ -490,8 +494,8 @@ def test_client_that_falls_silent_is_cut_after_idle(serve, pki):
 
 
 def test_long_answer_to_a_slow_client_is_not_cut(serve, pki):
-    """One write of four megabytes that takes three times idle: there is progress."""
-    served = serve("tls_handlers:Long", "--set", "timeouts.idle=1", workers=1, threads=1)
+    """One write of four megabytes that takes more than twice idle: there is progress."""
+    served = serve("tls_handlers:Long", "--set", "timeouts.idle=2", workers=1, threads=1)
     count, start = 0, time.monotonic()
     with connect(served) as plain:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -499,14 +503,14 @@ def test_long_answer_to_a_slow_client_is_not_cut(serve, pki):
             client.sendall(b"go\n")
             while chunk := client.recv(16384):
                 count += len(chunk)
-                ahead = start + 3 * count / tls_handlers.ANSWER_BYTES - time.monotonic()
+                ahead = start + 5 * count / tls_handlers.ANSWER_BYTES - time.monotonic()
                 threading.Event().wait(max(0.0, ahead))  # this reader is a slow one
     assert count == tls_handlers.ANSWER_BYTES
 
 
 def test_cut_does_not_look_like_an_end(serve, pki):
     """timeouts.handler shuts the connection down under the handler: no close_notify."""
-    served = serve("tls_handlers:Tell", "--set", "timeouts.handler=0.5", workers=1, threads=1)
+    served = serve("tls_handlers:Tell", "--set", "timeouts.handler=2", workers=1, threads=1)
     with secure(served, client_context(pki)) as client:
         read_line(client)
         with pytest.raises((ssl.SSLError, ConnectionResetError)):

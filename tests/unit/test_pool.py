@@ -202,11 +202,13 @@ def test_fork_refused_for_all_at_first_boot_ends_the_pool() -> None:
 
 
 def test_fork_refused_while_serving_backs_off() -> None:
-    """EAGAIN from fork is not tried again in the same instant."""
+    """EAGAIN from fork is not tried again in the same instant, and is no respawn."""
     driver = Driver(2).started()
     (start,) = starts(driver.step(WorkerExited(driver.serial_of(0), KILLED)))
     assert starts(driver.step(ForkFailed(start.serial, "EAGAIN"))) == []
+    assert driver.pool.respawns == 0
     assert len(starts(driver.step(after=0.6))) == 1
+    assert driver.pool.respawns == 1
 
 
 def test_worker_not_ready_in_time_is_killed_and_counts_as_failed() -> None:
