@@ -104,8 +104,11 @@ class Course:
             time.sleep(IDLE_DELAY)
             empty, crowd = weight(server), 0
             for wanted in CROWDS:
-                for _ in range(wanted - crowd):
-                    stack.enter_context(socket.create_connection(("127.0.0.1", server.port), NEWCOMER_TIMEOUT))
+                try:
+                    for _ in range(wanted - crowd):
+                        stack.enter_context(socket.create_connection(("127.0.0.1", server.port), NEWCOMER_TIMEOUT))
+                except OSError:
+                    break  # its backlog is full, or it has ended
                 crowd = wanted
                 time.sleep(SETTLE_DELAY)
                 began = time.perf_counter()
