@@ -9,7 +9,7 @@ COMPILE = $(BIN)/python -m compileall -q poolserver tests
 # Tests wait on facts, not on the processor, so a few more workers than cores is right.
 JOBS ?= 4
 
-.PHONY: run test test-library soak lint docs man bench bench-flood bench-parking bench-operations clean
+.PHONY: run test test-library soak lint docs man bench bench-page bench-flood bench-parking bench-operations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,10 @@ $(BENCH_STAMP): $(STAMP)
 
 bench: $(BENCH_STAMP) ## poolserver beside what users could run instead; in about fifteen minutes on two cores
 	$(BIN)/python bench/side_by_side.py
+
+bench-page: $(BENCH_STAMP) ## the charts, and the tables of docs/performance.md, from bench/results
+	$(BIN)/python bench/charts.py
+	$(BIN)/python bench/page.py
 
 bench-flood: $(STAMP) ## what floods do, here and to the stock recipes, and what limits cost
 	$(BIN)/python bench/flood.py

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients import RedisBenchmark, Wrk, lacking
 from entrants import Entrant
+from generators import RedisBenchmark, Wrk, lacking
 from lifecycle import await_answer, gap_ms, is_answered
 from rounds import Load, Progress, Turn
 from running import Running, children, group, private_bytes, proportional_bytes

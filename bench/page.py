@@ -27,7 +27,7 @@ def table(name: str, found: Mapping[str, Result]) -> Iterator[str]:
         yield from machine(found)
     else:
         result = found[name]
-        yield from markdown(result.heading, [cells for cells in result.rows()])
+        yield from markdown(result.heading, list(result.rows()))
         yield ""
         at, rounds = result.facts["at"], result.facts["rounds"]
         yield f"{at}, {rounds} rounds." if result.against else f"{at}."

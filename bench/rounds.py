@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Protocol
 
-from running import BenchError, Running, group
+from running import BenchError, Running
 
 HERE = Path(__file__).resolve().parent
 # A round takes under a second; a server that answers nothing for this long has failed.
@@ -145,14 +145,14 @@ def turn(server: Running, load: Load) -> Turn:
     Raises:
         BenchError: a request failed, or a process of the server came or went, taking its CPU time along.
     """
-    members = group(server.pid)
+    members = server.members()
     before = server.cpu_ns(members)
     try:
         outcome = replace(load, kind=server.load_kind or load.kind).put_on(server.port)
     except BenchError as error:
         raise BenchError(f"{server.label}: {error}\n{server.log()}") from None
     time.sleep(SETTLE)
-    if not server.settled(members):
+    if server.members() != members:
         raise BenchError(f"{server.label}: its processes changed during a round\n{server.log()}")
     return Turn((server.cpu_ns(members) - before) / 1000 / max(1, outcome.requests), outcome)
 

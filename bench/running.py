@@ -175,12 +175,12 @@ class Running:
         """CPU of its processes so far, with those that are gone where it has one for each connection."""
         return sum(map(cpu_ns, members)) + (reaped_ns(self.pid) if self._forks else 0)
 
-    def settled(self, members: list[int]) -> bool:
-        """Whether its processes are `members`; one that forks is given time to reap the others."""
+    def members(self) -> list[int]:
+        """Its processes; one that forks for each connection is given time to reap them."""
         deadline = time.monotonic() + REAP_TIMEOUT
-        while self._forks and group(self.pid) != members and time.monotonic() < deadline:
+        while len(found := group(self.pid)) > 1 and self._forks and time.monotonic() < deadline:
             time.sleep(REAP_INTERVAL)
-        return group(self.pid) == members
+        return found
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("wb") as log:

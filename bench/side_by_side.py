@@ -33,10 +33,10 @@ from pathlib import Path
 import entrants
 import figures
 import program
-from clients import RedisBenchmark, Wrk
 from contestants import bare
 from disciplines import Course
 from entrants import Entrant
+from generators import RedisBenchmark, Wrk
 from rich.console import Console
 from rich.table import Table
 from rounds import Load, Overload, Progress

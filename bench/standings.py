@@ -99,7 +99,8 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, label: str) -> Standing:
-        return next(each for each in self.standings if each.label == label)
+        known = (each for each in self.standings if each.label == label)
+        return next(known, Standing(label, cannot="it was not there"))
 
     @property
     def metrics(self) -> list[str]:

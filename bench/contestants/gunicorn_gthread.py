@@ -21,6 +21,8 @@ class Service(BaseApplication):
             "loglevel": "error",
             "when_ready": self.say_ready,
         }
+        if "control_socket_disable" in self.cfg.settings:  # since 25.1: the file could be another service's
+            settings["control_socket_disable"] = True
         for name, value in settings.items():
             self.cfg.set(name, value)
 
