@@ -11,7 +11,7 @@ from entrants import Entrant
 from generators import RedisBenchmark, Wrk, lacking
 from lifecycle import await_answer, gap_ms, is_answered
 from rounds import Load, Progress, Turn
-from running import Running, children, group, private_bytes, proportional_bytes
+from running import Running, group, private_bytes, proportional_bytes
 from speed import measured
 from standings import Result, Standing, rounded
 
@@ -66,11 +66,11 @@ class Course:
         with self.running(entrant) as server:
             await_answer(server)
             time.sleep(IDLE_DELAY)
-            members = group(server.pid)
+            members = server.members()
             before = server.cpu_ns(members)
             time.sleep(IDLE_SECONDS)
             idle_ms = (server.cpu_ns(members) - before) / 1e6 / IDLE_SECONDS
-            workers = children(server.pid) or [server.pid]
+            workers = members[1:] or members
             return {
                 "worker_mib": [private_bytes(pid) / MIB for pid in workers],
                 "pool_mib": [sum(map(proportional_bytes, members)) / MIB],
@@ -125,7 +125,13 @@ class Course:
 
 def weight(server: Running) -> int:
     """Bytes of all its processes."""
-    return sum(map(proportional_bytes, group(server.pid)))
+    total = 0
+    for pid in group(server.pid):
+        try:
+            total += proportional_bytes(pid)
+        except ProcessLookupError:
+            pass  # it was there for the newcomer alone
+    return total
 
 
 def columns(turns: Sequence[Turn]) -> Figures:
