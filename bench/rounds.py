@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from running import BenchError, Running
 
@@ -25,6 +25,8 @@ SETTLE = 0.02
 DISTURBED = 0.15
 # A lap is never wanted more often than this many times the rounds asked for: a busy machine only costs time.
 MOST_LAPS = 2
+
+LIGHTER = 4
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 BUSY_FIELDS = (1, 2, 3, 6, 7, 8)  # user, nice, system, irq, softirq, steal of the first line: proc(5), /proc/stat
@@ -70,6 +72,10 @@ class Load:
         seen = self.seen("load.py", port)
         return Outcome(self.count, seen["seconds"], seen["client_cpu"])
 
+    def lighter(self) -> Self:
+        """The same for a server that needs many times as long as others."""
+        return replace(self, count=max(1, self.count // LIGHTER))
+
     def seen(self, client: str, port: int) -> dict[str, Any]:
         """What one of the client programs beside this says."""
         words = [self.kind, str(port), str(self.count), str(self.concurrent)]
@@ -79,6 +85,10 @@ class Load:
 
 class Overload(Load):
     """Many more clients than lanes, whose failures are counted."""
+
+    def lighter(self) -> Self:
+        """A wait in a crowd is that of everybody before."""
+        return self
 
     def put_on(self, port: int) -> Outcome:
         """Run the crowd against a port."""
@@ -145,10 +155,12 @@ def turn(server: Running, load: Load) -> Turn:
     Raises:
         BenchError: a request failed, or a process of the server came or went, taking its CPU time along.
     """
+    load = replace(load, kind=server.load_kind or load.kind)
+    load = load.lighter() if server.forks else load
     members = server.members()
     before = server.cpu_ns(members)
     try:
-        outcome = replace(load, kind=server.load_kind or load.kind).put_on(server.port)
+        outcome = load.put_on(server.port)
     except BenchError as error:
         raise BenchError(f"{server.label}: {error}\n{server.log()}") from None
     time.sleep(SETTLE)

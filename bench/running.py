@@ -132,7 +132,7 @@ class Running:
         self._exit_status = contestant.exit_status
         self._max_files = contestant.max_files
         self._workers = contestant.workers
-        self._forks = contestant.forks
+        self.forks = contestant.forks
         name = re.sub("[^0-9A-Za-z]+", "-", contestant.label)
         self._log = scratch / f"{name}.log"
         self._environment = clean_environment() | {"POOLSERVER_CONTROL__SOCKET": str(scratch / f"{name}.sock")}
@@ -173,12 +173,12 @@ class Running:
 
     def cpu_ns(self, members: list[int]) -> int:
         """CPU of its processes so far, with those that are gone where it has one for each connection."""
-        return sum(map(cpu_ns, members)) + (reaped_ns(self.pid) if self._forks else 0)
+        return sum(map(cpu_ns, members)) + (reaped_ns(self.pid) if self.forks else 0)
 
     def members(self) -> list[int]:
         """Its processes; one that forks for each connection is given time to reap them."""
         deadline = time.monotonic() + REAP_TIMEOUT
-        while len(found := group(self.pid)) > 1 and self._forks and time.monotonic() < deadline:
+        while len(found := group(self.pid)) > 1 and self.forks and time.monotonic() < deadline:
             time.sleep(REAP_INTERVAL)
         return found
 

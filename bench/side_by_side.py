@@ -46,7 +46,7 @@ from versions import versions
 SHAPE = "poolserver 16×1"
 OVERLOADED = "poolserver 32×1"
 IN_FLIGHT, KEPT, CLIENTS, LANES = 4, 16, 1000, 32
-SHORT, REQUESTS, PAGES, REAL, CROWD = 1000, 5000, 2000, 2000, 2500
+SHORT, REQUESTS, PAGES, CROWD = 2000, 6000, 2000, 2500
 NEEDED_FILES = 6000  # the crowd's of `held`, and some
 
 Section = Callable[[Course], Result]

@@ -14,7 +14,7 @@ import entrants
 from entrants import Entrant
 from generators import RedisBenchmark, Wrk
 from lifecycle import await_answer
-from rounds import Load, Overload, turn
+from rounds import LIGHTER, Load, Overload, turn
 from running import Running, group
 
 LANES = 8
@@ -91,6 +91,6 @@ def test_a_round_gives_figures(label: str, load: Load, everyone: dict[str, Entra
         await_answer(server)
         figures = turn(server, load)
     outcome = figures.outcome
-    assert outcome.requests >= max(1, load.count)
+    assert outcome.requests >= max(1, load.count // LIGHTER)
     assert min(figures.cpu_us, outcome.seconds, outcome.client_cpu) > 0
     assert not outcome.more.get("failed")
