@@ -115,11 +115,9 @@ class Course:
                 if not is_answered(server, NEWCOMER_TIMEOUT):
                     break
                 newcomer_ms = (time.perf_counter() - began) * 1000
-                figures = {
-                    "held": [float(crowd)],
-                    "kb_each": [(weight(server) - empty) / 1000 / crowd],
-                    "newcomer_ms": [newcomer_ms],
-                }
+                figures = {"held": [float(crowd)], "newcomer_ms": [newcomer_ms]}
+                if crowd > CROWDS[0]:  # the first few of each process cost what is not theirs
+                    figures["kb_each"] = [(weight(server) - empty) / 1000 / crowd]
         return figures
 
 
