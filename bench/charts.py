@@ -1,8 +1,9 @@
 """The pictures of the README and `docs/performance.md`, from the results: SVG, and PNG for what shows no SVG."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median, quantiles
 
 import matplotlib as mpl
 
@@ -10,14 +11,12 @@ mpl.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
-from standings import RESULTS, Result, Standing, results
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from standings import RESULTS, Result, results
 
 OURS, THEIRS, INK, PALE = "#c2410c", "#64748b", "#1f2937", "#e5e7eb"
 ROW_INCHES, WIDTH_INCHES, HEAD_INCHES = 0.27, 8.0, 1.05
 PNG_DPI = 100
-
-Value = Callable[[Standing], float]
 
 
 def draw(found: Mapping[str, Result], folder: Path) -> None:
@@ -66,21 +65,31 @@ def chart(title: str, panels: Sequence[tuple[Result, str, str]]) -> pyplot.Figur
 
 
 def bars(axis: Axes, result: Result, metric: str, labels: Sequence[str]) -> None:
-    """One panel: medians, with the quartiles as a line. What is far longer than the rest is cut, and says so."""
-    middles = {each.label: each.middle(metric) for each in result.standings if not each.cannot}
-    shown = [middles.get(label, 0) for label in labels]
-    most = bound(shown)
+    """One panel: medians, with a line from quartile to quartile. What is far longer than the rest is cut."""
+    samples = [result[label].samples.get(metric, []) for label in labels]
+    middles = [median(each) if each else 0.0 for each in samples]
+    most = bound(middles)
     colours = [OURS if label.startswith("poolserver") else THEIRS for label in labels]
-    axis.barh(labels, [min(each, most) for each in shown], color=colours, height=0.7)
-    for place, value in enumerate(shown):
-        text = f" {value:,.0f}" if value >= 100 else f" {value:.1f}"
-        axis.text(min(value, most), place, f"{text} →" if value > most else text, va="center", fontsize=8, color=INK)
-    axis.set_xlim(0, most * 1.2)
+    axis.barh(labels, [min(each, most) for each in middles], color=colours, height=0.7)
+    for place, (rounds, middle) in enumerate(zip(samples, middles, strict=True)):
+        low, _, high = quantiles(rounds, n=4) if len(rounds) > 1 else [middle] * 3
+        axis.plot([min(low, most), min(high, most)], [place, place], color=INK, linewidth=1)
+        axis.text(min(max(high, middle), most), place, text(middle, most), va="center", fontsize=8, color=INK)
+    axis.set_xlim(0, most * 1.25)
+    axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(left=False, colors=INK)
     axis.grid(axis="x", color=PALE)
     axis.set_axisbelow(True)
+
+
+def text(value: float, most: float) -> str:
+    """What stands beside a bar."""
+    if not value:
+        return " –"
+    shown = f" {value:,.0f}" if value >= 100 else f" {value:.1f}"
+    return f"{shown} →" if value > most else shown
 
 
 def bound(values: Sequence[float]) -> float:
