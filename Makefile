@@ -9,7 +9,7 @@ COMPILE = $(BIN)/python -m compileall -q poolserver tests
 # Tests wait on facts, not on the processor, so a few more workers than cores is right.
 JOBS ?= 4
 
-.PHONY: run test test-library soak lint docs man bench bench-page bench-flood bench-parking bench-operations clean
+.PHONY: run test test-library soak lint docs man dist bench bench-page bench-flood bench-parking bench-operations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,10 @@ docs: $(DOCS_STAMP) ## the documentation, in docs/_build/html; a warning or a de
 man: $(DOCS_STAMP) ## poolserver.1 and poolserver.toml.5, in docs/_build/man
 	$(SPHINX) -b man docs docs/_build/man
 
+dist: man ## the wheel, manual pages within, in dist/
+	$(DOCS_VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(DOCS_VENV)/bin/python -m zipfile --list dist/poolserver-*.whl | grep share/man/man1/poolserver.1
+
 # Contestants in Python, and what draws the charts. One that cannot be installed is named in the tables, and is no error.
 BENCH_STAMP := $(VENV)/.bench-installed
 
@@ -76,4 +80,4 @@ bench-operations: $(STAMP) ## what it costs to watch a running server
 	$(BIN)/python bench/operations.py
 
 clean:
-	rm -rf .venv-* docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv-* dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
