@@ -35,7 +35,7 @@ class RedisBenchmark(Load):
             raise BenchError(f"redis-benchmark says {text!r}")
         (row,) = csv.DictReader(io.StringIO("\n".join(lines)))
         more = {"p50_ms": float(row["p50_latency_ms"]), "p99_ms": float(row["p99_latency_ms"])}
-        return Outcome(self.count, min(seconds, self.count / float(row["rps"])), cpu, more)
+        return Outcome(self.count, min(seconds, self.count / float(row["rps"]) or seconds), cpu, more)
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,16 @@ class Wrk(Load):
         words = [] if self.kind.startswith("kept") else ["-H", "Connection: close"]
         words += ["-t", "1", "-c", str(self.concurrent), "-d", str(WRK_SECONDS), "--timeout", "10s", "--latency"]
         text, seconds, cpu = timed(lambda: run(["wrk", *words, f"http://127.0.0.1:{port}/"]))
-        found = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m),", text)
-        if not found or not int(found[1]):
-            raise BenchError(f"wrk says {text!r}")
-        waits = {name: milliseconds(text, share) for name, share in (("p50_ms", "50%"), ("p99_ms", "99%"))}
-        return Outcome(int(found[1]), min(seconds, in_ms(found[2], found[3]) / 1000), cpu, waits | failures(text))
+        return wrk_outcome(text, seconds, cpu)
+
+
+def wrk_outcome(text: str, seconds: float, cpu: float) -> Outcome:
+    """What wrk says; it was begun and waited for within `seconds`, of which it may have spent some after its last."""
+    found = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m),", text)
+    if not found or not int(found[1]):
+        raise BenchError(f"wrk says {text!r}")
+    waits = {name: milliseconds(text, share) for name, share in (("p50_ms", "50%"), ("p99_ms", "99%"))}
+    return Outcome(int(found[1]), min(seconds, in_ms(found[2], found[3]) / 1000), cpu, waits | failures(text))
 
 
 def timed(work: Callable[[], str]) -> tuple[str, float, float]:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "bench"))  # last: its modules have everyday names
 import figures  # noqa: E402 - they are beside the benchmark, not beside the tests
 import page  # noqa: E402
+from generators import wrk_outcome  # noqa: E402
 from standings import Ratio, Result, Standing, results  # noqa: E402
 
 MOST_BYTES = 150_000
@@ -34,6 +35,25 @@ def test_pictures_are_there_and_small() -> None:
     for path in shown:
         assert path.stat().st_size < MOST_BYTES
         assert path.with_suffix(".png").stat().st_size < MOST_BYTES
+
+
+WRK = """\
+Running 1s test @ http://127.0.0.1:8000/
+  1 threads and 16 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.82ms    2.80ms  42.20ms   91.15%
+    Req/Sec     8.80k     1.02k   10.54k    63.64%
+  Latency Distribution
+     50%  732.00us
+     75%    1.93ms
+     90%    4.02ms
+     99%    1.20s
+  8765 requests in 1.10s, 1.29MB read
+  Socket errors: connect 0, read 3, write 0, timeout 2
+  Non-2xx or 3xx responses: 1
+Requests/sec:   7968.18
+Transfer/sec:      1.17MB
+"""
 
 
 @pytest.fixture
@@ -73,3 +93,12 @@ def test_a_figure_is_judged_where_both_ran(result: Result) -> None:
     (judged,) = figures.judged({"short": result})
     assert judged.cells[:3] == ["CPU, short connection", "poolserver 16×1", "bare 16"]
     assert judged.is_missed
+
+
+def test_what_wrk_says_is_understood() -> None:
+    """Its times have units of their own, and failures are named only where there are some."""
+    outcome = wrk_outcome(WRK, 1.5, 0.25)
+    assert (outcome.requests, outcome.seconds, outcome.client_cpu) == (8765, 1.1, 0.25)
+    assert outcome.more == {"p50_ms": 0.732, "p99_ms": 1200.0, "failed": 6.0}
+    without = "".join(line for line in WRK.splitlines(keepends=True) if "errors" not in line and "Non" not in line)
+    assert wrk_outcome(without, 1.5, 0.25).more["failed"] == 0
