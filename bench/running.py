@@ -53,9 +53,14 @@ def clean_environment() -> dict[str, str]:
 
 
 def children(pid: int) -> list[int]:
-    """The live children of a process. **Source**: proc(5), `/proc/PID/task/TID/children`."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(word) for text in lists for word in text.split()]
+    """The live children of a process, none if it has ended. **Source**: proc(5), `/proc/PID/task/TID/children`."""
+    words: list[str] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 # a path that goes while it is listed
+            words += Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it, or one of its threads, has just ended
+    return list(map(int, words))
 
 
 def group(pid: int) -> list[int]:
