@@ -54,13 +54,23 @@ def clean_environment() -> dict[str, str]:
 
 def children(pid: int) -> list[int]:
     """The live children of a process, none if it has ended. **Source**: proc(5), `/proc/PID/task/TID/children`."""
-    words: list[str] = []
+    return [int(word) for task in tasks(pid) for word in text_of(Path(f"/proc/{pid}/task/{task}/children")).split()]
+
+
+def tasks(pid: int) -> list[str]:
+    """The threads of a process, none if it has ended."""
     try:
-        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 # a path that goes while it is listed
-            words += Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        return os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
-        pass  # it, or one of its threads, has just ended
-    return list(map(int, words))
+        return []
+
+
+def text_of(path: Path) -> str:
+    """A file of /proc, nothing if whose it is has ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def group(pid: int) -> list[int]:
