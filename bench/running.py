@@ -54,13 +54,13 @@ def clean_environment() -> dict[str, str]:
 
 def children(pid: int) -> list[int]:
     """The live children of a process, none if it has ended. **Source**: proc(5), `/proc/PID/task/TID/children`."""
-    return [int(word) for task in tasks(pid) for word in text_of(Path(f"/proc/{pid}/task/{task}/children")).split()]
+    return [int(word) for task in tasks(pid) for word in text_of(task / "children").split()]
 
 
-def tasks(pid: int) -> list[str]:
+def tasks(pid: int) -> list[Path]:
     """The threads of a process, none if it has ended."""
     try:
-        return os.listdir(f"/proc/{pid}/task")
+        return list(Path(f"/proc/{pid}/task").iterdir())
     except (FileNotFoundError, ProcessLookupError):
         return []
 
