@@ -4,6 +4,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a sect
 """
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import figures
 from standings import Result, results
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+WIDTH = 120
 PLACE = re.compile(r"(?<=^<!-- table: )([a-z-]+) -->$.*?(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 
 
@@ -52,7 +54,7 @@ def machine(found: Mapping[str, Result]) -> Iterator[str]:
     """What all of it ran on; a run on another machine is a line of its own."""
     for facts in {str(each.facts["cpu"]) + each.facts["kernel"]: each.facts for each in found.values()}.values():
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        yield f"{facts['cpu']}, Linux {facts['kernel']}, {versions}."
+        yield from textwrap.wrap(f"{facts['cpu']}, Linux {facts['kernel']}, {versions}.", WIDTH)
 
 
 if __name__ == "__main__":
