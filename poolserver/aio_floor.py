@@ -17,6 +17,7 @@ from poolserver.aio_datagrams import DatagramTransport
 from poolserver.aio_deadlines import FINEST_SWEEP, Sweeps, report, report_exit
 from poolserver.aio_lobby import Lobby
 from poolserver.aio_loop import LoopSelector
+from poolserver.aio_protocols import accept_presented
 from poolserver.aio_seat import Seat
 from poolserver.attendant import DRAIN_PATIENCE, Attendant
 from poolserver.errors import ConfigError
@@ -27,7 +28,7 @@ from poolserver.mending import keep_nonblocking
 from poolserver.rows import Outcome, Row
 from poolserver.shortage import PAUSE
 from poolserver.station import Station
-from poolserver.tcp_info import queue_length
+from poolserver.tcp_info import has_queue, queue_length
 
 _log = logging.getLogger("poolserver")
 
@@ -193,6 +194,8 @@ class Floor:
     # Listening
 
     def _open(self) -> None:
+        if any(station.proxy_mode for station in self._stations):
+            accept_presented(self.loop)
         for station in self._stations:
             if not station.is_stream:
                 self.datagrams[station.fd] = DatagramTransport.open(self.loop, station)
@@ -214,15 +217,20 @@ class Floor:
                 self.loop.remove_reader(station.fd)
 
     def _on_listener(self, station: Station) -> None:
-        """One connection at a time: siblings want some, too, and what is open wants its turn."""
+        """What is queued, but no more than a turn: siblings want some, too, and so does what is open."""
         if not self._free:
             self._unlisten()
             return
-        self._taken += self._free[-1].take(station)
-        if self._taken >= TURN and self._is_listening:
+        has_more = True
+        while has_more and self._free and self._taken < TURN and self._is_listening:
+            is_taken = self._free[-1].take(station)
+            self._taken += is_taken
+            has_more = is_taken and station.is_tcp and has_queue(station.server.socket)
+        if self._taken >= TURN:
             self._taken = 0
-            self.loop.remove_reader(station.fd)
-            self.loop.add_reader(station.fd, self._on_listener, station)
+            if self._is_listening:
+                self.loop.remove_reader(station.fd)
+                self.loop.add_reader(station.fd, self._on_listener, station)
 
     def _watch_parked(self) -> None:
         self._parked_fd = self._crew.wakeups.fileno()

@@ -8,6 +8,7 @@ import asyncio
 import functools
 import socket
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -99,12 +100,23 @@ class Lingering(asyncio.Protocol):
 
 
 class HearingStream(Stream):
-    """For Unix sockets."""
+    """For Unix sockets. What goes counts as heard, too."""
 
     def data_received(self, data: bytes) -> None:
         """As ever."""
         self.heard = time.monotonic()
         super().data_received(data)
+
+    def listen_to(self, writer: asyncio.StreamWriter) -> None:
+        """Note what is written there."""
+        write, writelines = writer.write, writer.writelines
+
+        def noting(act: Callable[[Any], None], what: Any) -> None:
+            self.heard = time.monotonic()
+            act(what)
+
+        writer.write = functools.partial(noting, write)  # type: ignore[method-assign]
+        writer.writelines = functools.partial(noting, writelines)  # type: ignore[method-assign]
 
 
 class Presented:
@@ -114,12 +126,35 @@ class Presented:
         self._transport = transport
         self._client = client
 
+        self.get_extra_info = naming(client, transport.get_extra_info)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """As ever."""
-        return self._client if name == "peername" else self._transport.get_extra_info(name, default)
+    async def secured(self, start_tls: Callable[..., Any], *args: Any, **options: Any) -> "Presented":
+        """What stands for the transport that the loop's ``start_tls`` makes of ours."""
+        return Presented(await start_tls(self._transport, *args, **options), self._client)
+
+
+def naming(client: Any, get_extra_info: Callable[..., Any]) -> Callable[..., Any]:
+    """``get_extra_info``, but that the peer is ``client``."""
+
+    def told(name: str, default: Any = None) -> Any:
+        return client if name == "peername" else get_extra_info(name, default)
+
+    return told
+
+
+def accept_presented(loop: Any) -> None:
+    """Have ``loop.start_tls`` take what stands for a transport: uvloop's takes transports of its own alone."""
+    start_tls = loop.start_tls
+
+    async def start(transport: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(transport, Presented):
+            return await transport.secured(start_tls, *args, **options)
+        return await start_tls(transport, *args, **options)
+
+    loop.start_tls = start
 
 
 class _Watched:

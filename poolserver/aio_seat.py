@@ -16,7 +16,7 @@ from poolserver.adapter import log_error, peer_name
 from poolserver.aio import LoopHandler
 from poolserver.aio_datagrams import DatagramTransport
 from poolserver.aio_lobby import Guest, Lobby
-from poolserver.aio_protocols import HearingStream, Presented, Stream, feed, present, protocol_for
+from poolserver.aio_protocols import HearingStream, Presented, Stream, feed, naming, present, protocol_for
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane
 from poolserver.handover import Intake
@@ -142,9 +142,11 @@ class Seat(Lane):
     def on_stream(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The connection has its streams."""
         writer.server = self._station.server  # type: ignore[attr-defined]
-        if (presented := self.presented(writer.transport)) is not writer.transport:
-            writer.get_extra_info = presented.get_extra_info  # type: ignore[method-assign]  # the rest can stay
+        if self.presented(writer.transport) is not writer.transport:  # whose other methods can stay
+            writer.get_extra_info = naming(self.address, writer.get_extra_info)  # type: ignore[method-assign]
         self._writer = writer
+        if isinstance(self._protocol, HearingStream):
+            self._protocol.listen_to(writer)
 
     def presented(self, transport: Any) -> Any:
         """``transport``, or what stands for it where it does not know the real client."""
@@ -276,7 +278,8 @@ class Seat(Lane):
 
     def _close(self) -> None:
         """Once all is sent; so that what the client is still sending does not destroy the reply."""
-        transport, protocol = self.transport, self._protocol
+        # Of a handler that has put TLS on by itself, the one on top: its end is told.
+        transport, protocol = self.transport if self._writer is None else self._writer.transport, self._protocol
         can_linger = isinstance(protocol, Stream) and not transport.is_closing() and transport.can_write_eof()
         if can_linger and not self.is_ended_from_outside and protocol.has_unread:
             protocol.linger(transport)
@@ -298,9 +301,9 @@ class Seat(Lane):
             access.tell(station, self.address, self.number, self._born, moved, end)
         self.request = self.transport = self._moved = self._protocol = self._writer = None
         self.deadline = self.next_look = math.inf
-        self._row.end(end)
         if self._door is not None:
             self._door.closed(self._row.number)
+        self._row.end(end)
         self._floor.release(self)
 
     def _is_gone(self) -> bool:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ def examine(loaded: Loaded) -> Report:
     report.hazards = list(_hazards(settings, addresses))
     if account is not None:
         report.hazards += _account_hazards(settings, addresses, account)
+        report.hazards += _renewal_hazards(loaded.path, account) if account.uid != 0 else []
         account.become()  # for good: what root could import says nothing
     _try_handler(settings, addresses, report)
     return report
@@ -110,6 +112,14 @@ def _account_hazards(settings: Config, addresses: list[Address], account: Accoun
         if path and not account.may_write(Path(path).parent):
             verb = "make it anew after a rotation" if what == "log.file" else "remove it at the end"
             yield f"{what}: {account.name} may not write in {Path(path).parent}, and so cannot {verb}"
+
+
+def _renewal_hazards(path: Path | None, account: Account) -> Iterator[str]:
+    """Files that a reload or an upgrade needs again."""
+    if path is not None and not account.may_read(path):
+        yield f"{path}: {account.name} may not read it: reloads and upgrades will fail, and only a restart applies it"
+    if not account.may_read(Path(sys.executable)):
+        yield f"server.user: {account.name} may not run {sys.executable}: upgrades will fail; restart instead"
 
 
 def _parsed(url: str, report: Report) -> list[Address]:

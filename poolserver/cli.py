@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from poolserver import __version__, rendezvous
-from poolserver.errors import ConfigError, PoolserverError, UsageError
+from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError, UsageError
 from poolserver.remote import PATIENCE, Server, located
+from poolserver.usage import EXIT_CODES, FIRST_STEPS, SIGNALS
 from poolserver.variables import environment, is_setting
 
 
@@ -35,27 +36,8 @@ else:
     check, config, sections, service = map(_Late, ("check", "config", "sections", "service"))
     tables, unit, whereabouts = map(_Late, ("tables", "unit", "whereabouts"))
 
-_EXIT_CODES = """
-\b
-Exit codes:
-   0  done; also after TERM, INT and QUIT
-   1  it failed while running, or what was asked did not happen
-   2  wrong command line
-  69  no server answers at the control socket
-  71  the system refused (bind, fork, permission)
-  78  the configuration or the handler cannot be used
-"""
-
-_SIGNALS = """
-\b
-Signals to the master:
-  TERM        stop gracefully: open connections have timeouts.graceful to finish
-  INT, QUIT   stop now
-  HUP         reload: the configuration and the handler's code as they are now
-  USR1        reopen the log file
-  USR2        upgrade: a new master on the same listeners takes over when it is ready
-  TTIN, TTOU  one worker more, one less
-"""
+_FILE = click.Path(path_type=Path, readable=False)
+"""Whoever reads it says what is wrong with it, whether it is not there or not to be read: 78."""
 
 
 def main() -> None:
@@ -81,7 +63,28 @@ def _explain(error: PoolserverError) -> None:
         click.echo(error.details.rstrip(), err=True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _print(text: str, *, nl: bool = True) -> None:
+    """On standard output. Who has closed the pipe is told nothing more, by click.
+
+    Raises:
+        SystemRefusedError: it cannot be written, on a full disk for one.
+    """
+    try:
+        click.echo(text, nl=nl)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SystemRefusedError(f"cannot write to standard output: {error.strerror}") from error
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order in which somebody meets them, which is that of this file."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]}, epilog=FIRST_STEPS)
 @click.version_option(__version__, message="poolserver %(version)s")
 def cli() -> None:
     """The production server for Python's socketserver: a pre-forked, pre-threaded worker pool."""
@@ -107,26 +110,31 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
         click.option("-t", "--threads", metavar="N", help=helps["threads"]),
         click.option("-w", "--workers", metavar="N", help=helps["workers"]),
         click.option("-b", "--bind", multiple=True, metavar="URL", help=helps["bind"]),
-        click.option("-c", "--config", "path", type=click.Path(path_type=Path), help=helps["config"]),
+        click.option("-c", "--config", "path", type=_FILE, help=helps["config"]),
         click.argument("handler", required=False),
     ):
         command = decorate(command)
     return command
 
 
-@cli.command(epilog=_SIGNALS + _EXIT_CODES)
+@cli.command(epilog=SIGNALS + EXIT_CODES, short_help="Serve a handler until a signal ends it.")
 @_settings
 def run(**given: Any) -> None:
     """Serve HANDLER, named as package.module:attribute, until a signal ends it.
 
     HANDLER is a subclass of socketserver.BaseRequestHandler, a plain function f(sock, address), a coroutine function
     f(reader, writer), an asyncio protocol class, or a socketserver server class that has its own RequestHandlerClass.
-    The current directory is importable. Try: poolserver run poolserver.examples.echo:EchoHandler
+    The current directory is importable.
+
+    \b
+    For one:
+      poolserver run poolserver.examples.echo:EchoHandler -b tcp://127.0.0.1:20000 -w 4 -t 8
+      poolserver run -c hello.toml --set timeouts.graceful=5s
     """
     service.run(functools.partial(_loaded, **given), is_whole_process=True)
 
 
-@cli.command("check", epilog=_EXIT_CODES)
+@cli.command("check", epilog=EXIT_CODES, short_help="Try what run would need, without serving.")
 @_settings
 def check_command(**given: Any) -> None:
     """Validate everything that run would need, without serving; print each value and where it comes from."""
@@ -134,12 +142,12 @@ def check_command(**given: Any) -> None:
     report = check.examine(loaded)
     width = max(len(f"{key} = {value}") for key, value, _ in report.values)
     for key, value, origin in report.values:
-        click.echo(f"{key} = {value}".ljust(min(width, 60)) + f"  # {origin}")
+        _print(f"{key} = {value}".ljust(min(width, 60)) + f"  # {origin}")
     for hazard in report.hazards:
-        click.echo(f"hazard: {hazard}")
+        _print(f"hazard: {hazard}")
     if report.problems:
         raise ConfigError("\n".join(report.problems), report.details)
-    click.echo("ok")
+    _print("ok")
 
 
 def _loaded(
@@ -169,7 +177,8 @@ def _loaded(
     options |= {key: config.Option(value, origin) for key, (value, origin) in named.items() if value is not None}
     loaded = config.load(path, environment(), options)
     if not (loaded.config.server.handler or loaded.config.server.server_class):
-        raise UsageError("no handler: name one as package.module:attribute (try poolserver.examples.echo:EchoHandler)")
+        wanted = "package.module:attribute (try poolserver.examples.echo:EchoHandler)"
+        raise UsageError(f"no handler: name one as {wanted}, or as server.handler in -c FILE")
     return loaded
 
 
@@ -177,8 +186,8 @@ def _asking(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say which running server is asked."""
     control = "Its control socket. Else: that of the configuration, or of the only server there is."
     for decorate in (
-        click.option("--control", type=click.Path(path_type=Path), metavar="PATH", help=control),
-        click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="Its configuration, a TOML file."),
+        click.option("--control", type=_FILE, metavar="PATH", help=control),
+        click.option("-c", "--config", "path", type=_FILE, help="Its configuration, a TOML file."),
     ):
         command = decorate(command)
     return command
@@ -203,17 +212,17 @@ def _where(path: Path | None) -> Path:
     return located(rendezvous.candidates(name, environ, os.geteuid()), name)
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES, short_help="Show how a running server is.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
 @_asking
 def status(is_json: bool, **where: Any) -> None:
     """Show how a running server is: its listeners, workers, counters, refusals."""
     with _asked(**where) as server:
         snapshot = server.ask("status", patience=PATIENCE)["status"]
-    click.echo(json.dumps(snapshot) if is_json else tables.status_text(snapshot))
+    _print(json.dumps(snapshot) if is_json else tables.status_text(snapshot))
 
 
-@cli.command("top", epilog=_EXIT_CODES)
+@cli.command("top", epilog=EXIT_CODES, short_help="The same, live.")
 @_asking
 def top_command(**where: Any) -> None:
     """Show a running server live: courses, workers, worst sources, longest conversations. q quits."""
@@ -237,28 +246,31 @@ def _snapshot(path: Path) -> Any:
         return None
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES, short_help="Stop a running server.")
 @click.option("--now", "is_now", is_flag=True, help="Cut open connections.")
 @_asking
 def stop(is_now: bool, **where: Any) -> None:
-    """Stop a running server, and wait until it is gone. Open connections have timeouts.graceful to finish."""
+    """Stop a running server, after saying which one (without --control or -c: the only one there is, whoever started
+    it), and wait until it is gone. Open connections have timeouts.graceful to finish."""
     with _asked(**where) as server:
+        with contextlib.suppress(OSError):  # where nobody reads it, or the disk is full, it is stopped all the same
+            click.echo(tables.plain(": ".join(filter(None, [f"stopping {server}", server.service]))))
         server.ask("stop --now" if is_now else "stop")
         server.wait_for_end()
-        click.echo(f"{server} has stopped")
+        _print(f"{server} has stopped")
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES, short_help="Change the number of worker processes.")
 @click.argument("workers", type=click.IntRange(1), metavar="N")
 @_asking
 def scale(workers: int, **where: Any) -> None:
     """Change the number of worker processes to N, until the next reload; wait until that many accept."""
     with _asked(**where) as server:
         server.ask("scale", workers)
-        click.echo(f"{server}: {workers} workers accept")
+        _print(f"{server}: {workers} workers accept")
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES, short_help="Apply configuration and code as they are now.")
 @_asking
 def reload(**where: Any) -> None:
     """Apply the configuration and the handler's code as they are now; wait until the old generation has left.
@@ -268,7 +280,7 @@ def reload(**where: Any) -> None:
     _order("reload", "reloaded", **where)
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES, short_help="Put a new master in the place of the running one.")
 @_asking
 def upgrade(**where: Any) -> None:
     """Start a new master on the same listeners, with whatever interpreter, poolserver, code and configuration the same
@@ -279,7 +291,7 @@ def upgrade(**where: Any) -> None:
     _order("upgrade", "a new master has taken over", **where)
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES)
 @_asking
 def reopen(**where: Any) -> None:
     """Open the log file anew, after a rotation."""
@@ -289,20 +301,20 @@ def reopen(**where: Any) -> None:
 def _order(command: str, outcome: str, **where: Any) -> None:
     with _asked(**where) as server:
         server.ask(command)
-        click.echo(f"{server}: {outcome}")
+        _print(f"{server}: {outcome}")
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES, short_help="Show where every thread is, and whom it serves.")
 @_asking
 def stacks(**where: Any) -> None:
     """Show where every thread of every worker is, and whom each lane serves."""
     with _asked(**where) as server:
         told = server.ask("stacks", patience=2 * PATIENCE)
-    click.echo(whereabouts.stacks_text(told["stacks"], told["status"]))
+    _print(whereabouts.stacks_text(told["stacks"], told["status"]))
 
 
-@cli.command("unit", epilog=_EXIT_CODES)
-@click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="TOML file with the configuration.")
+@cli.command("unit", epilog=EXIT_CODES, short_help="Print systemd units for a configuration.")
+@click.option("-c", "--config", "path", type=_FILE, help="TOML file with the configuration.")
 def unit_command(path: Path | None) -> None:
     """Print a hardened systemd service for this configuration, then, after a line `# --- NAME.socket`, its socket unit.
 
@@ -317,10 +329,10 @@ def unit_command(path: Path | None) -> None:
     units = unit.Units(
         loaded, unit.Installation(command, [Path(sys.prefix), Path(sys.base_prefix), *searched], environ)
     )
-    click.echo(f"# {units.name}.service\n{units.service()}\n# --- {units.name}.socket\n{units.socket()}", nl=False)
+    _print(f"# {units.name}.service\n{units.service()}\n# --- {units.name}.socket\n{units.socket()}", nl=False)
 
 
-@cli.command()
+@cli.command(short_help="Print the JSON Schema of the configuration.")
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors that complete and check TOML."""
-    click.echo(json.dumps(sections.json_schema(), indent=2))
+    _print(json.dumps(sections.json_schema(), indent=2))

@@ -86,7 +86,13 @@ class Console:
         self._inquiry.send = master.signal
         self._inquiry.on_done = self._told_stacks
         self._inquiry.on_examined = self._examined
-        self._socket.serve({"status": lambda _asker: {"status": self._snapshot()}, "stacks": self._ask_stacks})
+        self._socket.serve(
+            {
+                "who": lambda _asker: observer.who(),
+                "status": lambda _asker: {"status": self._snapshot()},
+                "stacks": self._ask_stacks,
+            }
+        )
         if is_held:
             self._socket.hold()
         elif self._metrics is not None:

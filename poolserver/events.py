@@ -103,6 +103,22 @@ class SuccessorFailed:
     reason: str
 
 
+class Predecessor(enum.Enum):
+    """How the master is whom an upgrade has replaced by us."""
+
+    GONE = "gone"
+    HOLDS = "has not let go as yet"
+    LEAVES = "has let go, and its workers finish"
+    SILENT = "has let go, and gives no signs of life"
+
+
+@dataclass(frozen=True, slots=True)
+class PredecessorIs:
+    """It is so from now on."""
+
+    state: Predecessor
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """An operator asked through the control socket, and waits for the truth. ``number`` is for ``SCALE``."""
@@ -128,6 +144,7 @@ Event = (
     | NotPrepared
     | SuccessorReady
     | SuccessorFailed
+    | PredecessorIs
     | Command
     | Asked
     | None

@@ -70,6 +70,7 @@ class Fates(Roster):
         if worker.state is WorkerState.CANARY:
             self._canary_failed(worker, f"could not be forked: {reason}", "")
             return
+        self.respawns -= worker.is_respawn  # nobody was there
         slot = self.slot_of(worker)
         if slot is not None and not self.is_taken(slot):
             slot.failures = max(slot.failures, 1)

@@ -3,6 +3,7 @@
 Runs in a worker (so that a restart loads new code), in the one process of ``-w 0``, and in ``check``.
 """
 
+import difflib
 import importlib
 import inspect
 import logging
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from poolserver.adapter import LaneServer, passed_over
@@ -233,20 +235,52 @@ def _server_class(spec: str) -> type[socketserver.BaseServer]:
 
 
 def _import(spec: str, key: str) -> Any:
-    module_name, colon, path = spec.partition(":")
-    if not (module_name and colon and path):
-        raise ConfigError(f'{key}: {spec!r} is not of the form "package.module:attribute"')
+    module_name, _, path = spec.partition(":")
+    if not (_is_dotted(module_name) and _is_dotted(path)):
+        raise ConfigError(f'{key}: {spec!r} is not of the form "package.module:attribute"{_meant(spec)}')
     try:
         found: Any = importlib.import_module(module_name)
     except BaseException as error:
         text = f"{key}: cannot import {module_name}: {type(error).__name__}: {error}"
-        raise ConfigError(text, "" if _is_missing(module_name, error) else traceback.format_exc()) from error
+        if _is_missing(module_name, error):
+            raise ConfigError(text + _meant(spec)) from error
+        raise ConfigError(text, _of_users(error)) from error
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise ConfigError(f"{key}: module {module_name} has no {path!r}") from None
+            near = difflib.get_close_matches(name, dir(found), n=1, cutoff=0.75)
+            hint = f' (did you mean "{near[0]}"?)' if near else ""
+            raise ConfigError(f"{key}: module {module_name} has no {path!r}{hint}") from None
     return found
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def _meant(spec: str) -> str:
+    """A hint for who named a file, or put a dot for the colon."""
+    name, colon, path = spec.removeprefix("./").replace("/", ".").partition(":")
+    name = name.removesuffix(".py") if colon else name
+    path = path or name.rpartition(".")[2]
+    name = name if colon else name.rpartition(".")[0]
+    meant = f"{name}:{path}"
+    return f' (did you mean "{meant}"?)' if _is_dotted(name) and _is_dotted(path) and meant != spec else ""
+
+
+def _of_users(error: BaseException) -> str:
+    """The traceback from the first line of the user's on; empty where there is none."""
+    ours, at = (__file__, importlib.__file__), error.__traceback__
+    while at is not None and _file(at).startswith(("<frozen importlib", *ours)):
+        at = at.tb_next
+    if at is None and not isinstance(error, SyntaxError):
+        return ""
+    return "".join(traceback.format_exception(type(error), error, at))
+
+
+def _file(at: TracebackType) -> str:
+    return at.tb_frame.f_code.co_filename
 
 
 def _is_missing(module_name: str, error: BaseException) -> bool:

@@ -159,13 +159,13 @@ class Handling:
             suspended.ending = end if end is not Outcome.SERVED else None  # cut just now
             self._suspend(suspended)
             return
+        if self._door is not None:
+            self._door.closed(row.number)
         row.end(end)
         if self._has_access_log:
             sizes, self._moved = self._moved, None
             if not end.is_refusal:
                 access.tell(station, address, self.number, self._born, sizes or access.moved(request), end)
-        if self._door is not None:
-            self._door.closed(row.number)
 
     def _suspend(self, parked: Parked) -> None:
         """The conversation goes on when the client speaks again, or at once, after others, if it has spoken."""

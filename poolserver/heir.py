@@ -12,6 +12,7 @@ import math
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Self
@@ -22,7 +23,7 @@ from poolserver.binding import Group
 from poolserver.door import Register
 from poolserver.errors import ConfigError, PoolserverError
 from poolserver.estate import Estate, FileId, PassedFile, PassedSocket, Word
-from poolserver.events import Event
+from poolserver.events import Event, Predecessor, PredecessorIs
 from poolserver.handover import Pairs
 from poolserver.listener import Listener, Options
 from poolserver.pool import Pool
@@ -34,6 +35,9 @@ _log = logging.getLogger("poolserver")
 
 MAX_WORD_BYTES = 65536
 """The last word, with all counts, has a twentieth of it."""
+
+SILENCE = 5.0
+"""Seconds without a word, of which there is one each second, from which on the master before counts as stopped."""
 
 
 class Heir:
@@ -58,6 +62,8 @@ class Heir:
         self._report, self._leash = left["report"], left["leash"]
         self._pidfile = left["pidfile"]
         self._received = b""
+        self._heard = 0.0
+        self._predecessor = Predecessor.HOLDS
         self._is_ready = self._has_taken = self._is_alone = False
         for fd in (self._report, self._leash, *([self._pidfile["fd"]] if self._pidfile is not None else [])):
             os.set_inheritable(fd, False)
@@ -150,6 +156,7 @@ class Heir:
         pool.respawns = left["respawns"]
         pool.reload.reloads, pool.reload.reloads_failed = left["reloads"], left["reloads_failed"]
         pool.upgrade.last = Attempt(ok=True, reason="", at=time.monotonic())
+        pool.upgrade.predecessor, pool.upgrade.predecessor_pid = self._predecessor, self._peer()
         for key, seconds in left["bans"]:
             register.connections.ban(bytes.fromhex(key), now, now + int(seconds * 1e9))
         self._board = board
@@ -172,27 +179,37 @@ class Heir:
 
     def deadline(self) -> float:
         """When to ``attend`` at the latest, in monotonic seconds."""
-        return math.inf
+        return self._heard + SILENCE if self._predecessor is Predecessor.LEAVES else math.inf
 
-    def attend(self, ready: Collection[int], _now: float) -> list[Event]:
+    def attend(self, ready: Collection[int], now: float) -> list[Event]:
         """What the other says. Its end is as good as its word: there is nobody else."""
-        if self._line is None or self._line.fileno() not in ready:
-            return []
+        before = self._predecessor
+        if self._line is not None and self._line.fileno() in ready:
+            self._heard = now
+            self._listen(self._line)
+        elif self.deadline() <= now:
+            self._predecessor = Predecessor.SILENT
+            _log.warning("the master before this one (pid %d) %s", self._peer(), self._predecessor.value)
+        return [PredecessorIs(self._predecessor)] if self._predecessor is not before else []
+
+    def _listen(self, line: socket.socket) -> None:
         try:
-            octets = self._line.recv(MAX_WORD_BYTES)
+            octets = line.recv(MAX_WORD_BYTES)
         except BlockingIOError:
-            return []
+            return
         except OSError:
             octets = b""
-        *lines, self._received = (self._received + octets).split(b"\n")
-        for line in lines:
-            self._told(json.loads(line))
+        *words, self._received = (self._received + octets).split(b"\n")
+        for word in words:
+            self._told(json.loads(word))
+        if self._is_alone:
+            self._predecessor = Predecessor.LEAVES
         if not octets:
+            self._predecessor = Predecessor.GONE
             self._be_alone()
-            process.release(self._line.fileno())
-            self._line.close()
+            process.release(line.fileno())
+            line.close()
             self._line = None
-        return []
 
     def _told(self, word: Word) -> None:
         if word.get("is_over"):
@@ -201,6 +218,13 @@ class Heir:
             self._be_alone()
         if "counts" in word:
             self._board.add(**word["counts"])
+
+    def _peer(self) -> int:
+        """The pid of the master before. Source: unix(7), SO_PEERCRED of a socketpair."""
+        if self._line is None:
+            return 0
+        credentials = self._line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[0])
 
     def _take(self) -> None:
         """What we have not in use is closed."""

@@ -94,12 +94,16 @@ class Herald:
 
     def deadline(self) -> float:
         """When to call ``attend`` at the latest, in monotonic seconds."""
+        if self._is_over:
+            return math.inf
         if self._phase() is not self._seen:
             return 0.0
         return min(self._next_word, self._next_beat if self._manager.watchdog else math.inf)
 
     def attend(self, _ready: Collection[int], now: float) -> list[Event]:
         """Tell what is to be told. Never waits, and asks for nothing."""
+        if self._is_over:
+            return []
         phase = self._phase()
         if phase is not self._seen or now >= self._next_word:
             self._tell(phase, now)
@@ -110,6 +114,11 @@ class Herald:
                 if is_well:
                     self._manager.tell("WATCHDOG=1")
         return []
+
+    @property
+    def _is_over(self) -> bool:
+        """Another master has taken over: from here on it is the service that is told of."""
+        return self._manager.is_muted and self._pool.is_leaving
 
     def _phase(self) -> Phase:
         if self._pool.is_leaving:

@@ -192,6 +192,8 @@ def bind(address: Address, options: Options) -> Listener:
         text = f"cannot bind {address.url}: {error.strerror or error}"
         if error.errno == errno.EADDRINUSE:
             text += who_holds(address.scheme, address.sockaddr)
+        if error.errno == errno.EACCES and not address.has_file:
+            text += "; low ports are root's: start as root with server.user, or let systemd bind it (poolserver unit)"
         if error.errno == errno.EAFNOSUPPORT:
             raise NoSuchFamilyError(text) from error
         raise SystemRefusedError(text) from error

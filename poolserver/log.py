@@ -16,7 +16,7 @@ from poolserver.errors import ConfigError
 from poolserver.journal import Journal
 from poolserver.lines import formatter
 from poolserver.privileges import Account, made_for
-from poolserver.streams import own_copy, put
+from poolserver.streams import TornError, own_copy, put
 
 LOGGER = "poolserver"
 
@@ -47,6 +47,7 @@ class LineHandler(logging.Handler):
         self._native = native
         self._owner = owner
         self._lost = 0
+        self._margin = b""  # what ends a line that was torn
         self._is_journal = not path and _is_journal(2)
         self._fd = self._open()
 
@@ -64,7 +65,7 @@ class LineHandler(logging.Handler):
             )
             return
         with self._held():  # a lane that is writing must not meet the number again as a client's connection
-            old, self._fd = self._fd, fresh
+            old, self._fd, self._margin = self._fd, fresh, b""
         os.close(old)
         self.follow()
 
@@ -121,8 +122,12 @@ class LineHandler(logging.Handler):
                 record.lost = self._lost
             record.role, record.service = _speaker, _service
             if not self._is_told_natively(record):
-                put(self._fd, self._octets(record))
+                put(self._fd, self._margin + self._octets(record))
+                self._margin = b""
             self._lost = 0
+        except TornError:
+            self._lost += 1
+            self._margin = b"\n"
         except Exception:  # noqa: BLE001 - disk full, pipe broken, a record that cannot be formatted: counted above
             self._lost += 1
 

@@ -66,6 +66,9 @@ UNTOLD_EXIT_INTERVAL = 0.1
 """Seconds between looks at workers whose death no descriptor tells (no pidfd)."""
 
 
+_STOPS = (Command.STOP, Command.STOP_NOW)
+
+
 class Master:
     """Owns the workers' handles and berths until ``run`` returns. Inbox and scoreboard are its caller's."""
 
@@ -142,16 +145,20 @@ class Master:
                     events.append(follow_up)
 
     def _events(self) -> Iterator[Event]:
-        """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of
-        us."""
+        """Wait for the pool's deadline or for anything to happen; what workers told comes before what is asked of us.
+
+        Not before a stop, which may have been for the whole process group: who has left on it is not to be replaced.
+        """
         self._wait()
         commands = self._inbox.take()
         if Command.REAP in commands:
             self._reap_strangers()
             commands = [command for command in commands if command is not Command.REAP]
+        stops = [command for command in commands if command in _STOPS]
+        yield from stops
         for serial, (worker, _) in list(self._workers.items()):
             yield from self._told_by(serial, worker)
-        yield from commands
+        yield from (command for command in commands if command not in _STOPS)
         for attendant in self._attendants:
             yield from attendant.attend(self._readable, time.monotonic())
 

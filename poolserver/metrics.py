@@ -84,12 +84,19 @@ class Observer:
     listeners: Sequence[Listener]
     register: Register
     board: Scoreboard
+    handler: str = ""
+    """As the configuration names it."""
     _since: float = field(default_factory=time.monotonic)
     _worst: tuple[float, Mapping[str, int]] = (-math.inf, {})
 
-    def follow(self, threads: int, terms: Terms, listeners: Sequence[Listener]) -> None:
+    def follow(self, threads: int, terms: Terms, listeners: Sequence[Listener], handler: str) -> None:
         """After a reload: what is shown is of the present generation."""
-        self.threads, self.terms, self.listeners = threads, terms, listeners
+        self.threads, self.terms, self.listeners, self.handler = threads, terms, listeners, handler
+
+    def who(self) -> dict[str, object]:
+        """Which service this is, for an operator about to give it an order."""
+        urls = [listener.url for listener in self.listeners]
+        return {"name": self.name, "pid": os.getpid(), "handler": self.handler, "listeners": urls}
 
     def snapshot(self, pool: Pool, berths: Mapping[int, tuple[int, Berth]], now: float) -> Snapshot:
         """The service at ``now`` (monotonic seconds).

@@ -23,6 +23,8 @@ from poolserver.events import (
     Finish,
     ListenerLost,
     NotPrepared,
+    Predecessor,
+    PredecessorIs,
     Prepare,
     Prepared,
     ReopenLogs,
@@ -115,6 +117,8 @@ class Pool(Turnover):
                 self._depart(event)
             case SuccessorFailed(reason):
                 self._upgrade_failed(reason)
+            case PredecessorIs(state):
+                self.upgrade.predecessor = state
             case _:
                 self.take_fact(event)
 
@@ -268,8 +272,8 @@ class Pool(Turnover):
             return "everything runs in this one process (workers = 0)"
         if self.is_leaving:
             return "the service is stopping"
-        if self.upgrade.is_running:
-            return "another upgrade is under way"
+        if obstacle := self.upgrade.obstacle():
+            return obstacle
         if self.reload.is_running:
             return "a reload is under way"
         return "" if self._was_ever_ready else "the service is starting"
@@ -289,6 +293,12 @@ class Pool(Turnover):
             self._actions.append(Depart())
         self.do(self.upgrade.end(self._now))
         self._give_up_waiting()
+
+    @property
+    def _hears_another(self) -> bool:
+        """Whether we stay to pass on what the master before us tells: it knows of no other."""
+        is_between = self._successor != 0 and self.upgrade.predecessor is Predecessor.LEAVES
+        return is_between and self._stage is not PoolState.STOPPING
 
     def _upgrade_failed(self, reason: str) -> None:
         if self.upgrade.is_running:
@@ -315,7 +325,7 @@ class Pool(Turnover):
         if self._stage is PoolState.STARTING and self.is_whole:
             self._stage = PoolState.SERVING
             self._actions.append(Announce())
-        if self.workers or self._stage is PoolState.STOPPED:
+        if self.workers or self._stage is PoolState.STOPPED or self._hears_another:
             return
         hopeless = not self.is_leaving and not self._may_start
         if hopeless or (self.is_leaving and self._door_closes == math.inf):

@@ -22,6 +22,9 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 
 _CHUNK = 1024 * 1024
 
+_GREETING = "who"
+"""Asked before anything else; nobody typed it, so failures name the socket."""
+
 
 class Server:
     """The client half: a running server, as its operator reaches it. Owns the connection; use ``at``."""
@@ -29,6 +32,8 @@ class Server:
     def __init__(self, sock: socket.socket, path: Path) -> None:
         self.path = path
         self.name = self.pid = "?"
+        self.service = ""
+        """Its handler and addresses, as far as it tells."""
         self._sock = sock
         self._received = b""
         self._owed = 0
@@ -48,8 +53,10 @@ class Server:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             _connect(sock, path)
             server = cls(sock, path)
-            who = server.ask("who", patience=PATIENCE)
+            who = server.ask(_GREETING, patience=PATIENCE)
             server.name, server.pid = str(who.get("name")), str(who.get("pid"))
+            if who.get("handler"):
+                server.service = f"{who['handler']} on {', '.join(map(str, who.get('listeners') or []))}"
             yield server
 
     def ask(self, command: str, number: int = 0, *, patience: float | None = None) -> dict[str, Any]:
@@ -60,19 +67,21 @@ class Server:
             PoolserverError: the answer is no, or the server ended before it gave one.
         """
         request = {"command": command} | ({"number": number} if number else {})
+        about = command if command != _GREETING else self.path
         self._sock.settimeout(patience)
         try:
             while self._owed:  # replies that came too late for those who asked
                 self._line()
-            self._sock.sendall(json.dumps(request).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # a stranger is refused unasked: the reason is there to be read
+                self._sock.sendall(json.dumps(request).encode() + b"\n")
             self._owed += 1
             reply = json.loads(self._line())
         except TimeoutError:
             raise NoServerError(f"the server at {self.path} (pid {self.pid}) is there, but does not answer") from None
         except (OSError, ValueError):
-            raise PoolserverError(f"{command}: the server (pid {self.pid}) ended before it answered") from None
+            raise PoolserverError(f"{about}: the server (pid {self.pid}) ended before it answered") from None
         if not (isinstance(reply, dict) and reply.get("ok")):
-            raise PoolserverError(f"{command}: {reply.get('reason') if isinstance(reply, dict) else reply}")
+            raise PoolserverError(f"{about}: {reply.get('reason') if isinstance(reply, dict) else reply}")
         return reply
 
     def wait_for_end(self) -> None:
@@ -125,7 +134,10 @@ def located(candidates: Iterable[Path], name: str) -> Path:
         if not is_meant:
             del answering[path]
     if not answering:
-        raise NoServerError(f"no server{f' named {name}' if name else ''} answers at {looked[0]}")
+        who = f"no server named {name}" if name else "no server"
+        raise NoServerError(f"{who} answers at {looked[0]}; if it is elsewhere, -c FILE or --control PATH says where")
     if len(answering) > 1:
-        raise UsageError(f"several servers answer: {', '.join(answering.values())}; say which by --control PATH")
+        raise UsageError(
+            f"several servers answer: {', '.join(answering.values())}; say which by -c FILE or --control PATH"
+        )
     return next(iter(answering))

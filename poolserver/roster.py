@@ -101,24 +101,25 @@ class Roster:
 
     def start(self, slot: Slot) -> None:
         """Its next worker, of the present generation."""
-        if slot.has_started and not self._is_planned(slot):
-            self.respawns += 1
-            if not slot.failures:
-                self._recent.append(self._now)
+        is_respawn = slot.has_started and not self._is_planned(slot)
+        self.respawns += is_respawn
+        if is_respawn and not slot.failures:
+            self._recent.append(self._now)
         slot.has_started = True
         slot.due = None
-        self._enlist(slot.number, self.generation, self.policy, is_canary=False)
+        self._enlist(slot.number, self.generation, self.policy, is_canary=False).is_respawn = is_respawn
 
     def start_canary(self, policy: Policy) -> None:
         """The first worker of the next generation, beside whoever is in its slot."""
         self._enlist(0, self.generation + 1, policy, is_canary=True)
 
-    def _enlist(self, slot: int, generation: int, policy: Policy, *, is_canary: bool) -> None:
+    def _enlist(self, slot: int, generation: int, policy: Policy, *, is_canary: bool) -> Worker:
         state = WorkerState.CANARY if is_canary else WorkerState.STARTING
         worker = Worker(self._next_serial, slot, state, self._now + policy.boot_timeout, policy, generation)
         self._next_serial += 1
         self.workers[worker.serial] = worker
         self._actions.append(Start(worker.serial, slot, generation, policy.lanes, is_canary))
+        return worker
 
     def _is_planned(self, slot: Slot) -> bool:
         """Whether its next worker replaces one that serves."""

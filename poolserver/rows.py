@@ -191,20 +191,20 @@ class Row:
         self._words[DEADLINE] = int(max(0.0, min(deadline, _FAR)) * 1e9)
 
     def end(self, outcome: int) -> None:
-        """The connection is over, and how."""
+        """The connection is over, and how. Its count comes last: whoever sees that sees the rest."""
         words, counts = self._words, self._counts
+        now = time.monotonic_ns()
+        if outcome not in _WITHOUT_HANDLER:
+            durations, took, taken = self._durations, self._took, now - self._began
+            bound = bisect.bisect_left(_BOUNDS_NS, taken)
+            took[bound] += 1
+            took[-1] += taken // 1000
+            durations[bound] = took[bound]
+            durations[-1] = took[-1]
+        words[SINCE] = now
+        words[STATE] = 1
         counts[outcome] += 1
         words[outcome] = counts[outcome]
-        words[SINCE] = now = time.monotonic_ns()
-        words[STATE] = 1
-        if outcome in _WITHOUT_HANDLER:
-            return
-        durations, took, taken = self._durations, self._took, now - self._began
-        bound = bisect.bisect_left(_BOUNDS_NS, taken)
-        took[bound] += 1
-        took[-1] += taken // 1000
-        durations[bound] = took[bound]
-        durations[-1] = took[-1]
 
     def count(self, outcome: int) -> None:
         """One more, without an end: what a dry run would have refused."""

@@ -312,8 +312,11 @@ def _observer(succession: Succession, register: Register, board: Scoreboard) -> 
     observer = Observer(first.name, succession.settings.pool.threads, first.terms, first.listeners, register, board)
 
     def follow() -> None:
-        present = succession.present
-        observer.follow(succession.settings.pool.threads, present.terms, present.listeners)
+        present, settings = succession.present, succession.settings
+        handler = settings.server.handler or settings.server.server_class
+        observer.follow(settings.pool.threads, present.terms, present.listeners, handler)
+
+    follow()
 
     succession.followers.append(follow)
     return observer

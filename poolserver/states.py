@@ -96,6 +96,8 @@ class Worker:
     """Why it is to be replaced some time soon, being in good health (recycling)."""
     is_outgoing: bool = False
     """It is being replaced, and serves until its replacement accepts."""
+    is_respawn: bool = False
+    """It comes after one that died."""
 
     @property
     def is_accepting(self) -> bool:

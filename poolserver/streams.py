@@ -4,10 +4,12 @@ Whoever reads them may be stopped or gone, the disk behind them full. That is no
 is not taken is dropped, and counted by whoever asked to be told.
 """
 
+import errno
 import fcntl
 import io
 import os
 import select
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,20 +27,33 @@ def own_copy(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_OWN_FD)
 
 
+class TornError(OSError):
+    """A part was written, and the rest was not: whatever is written next has to begin on a line of its own."""
+
+
 def put(fd: int, octets: bytes) -> None:
     """Write without ever waiting: a reader that is stopped must stop nobody else.
 
-    A pipe or socket that is ready takes this much at once; what it does not is lost. Source: pipe(7), PIPE_BUF.
+    A file takes all of it in one write, so that lines of several processes are never mixed. A pipe or socket that is
+    ready takes this much at once; what it does not is lost. Source: pipe(7), PIPE_BUF; write(2), O_APPEND.
 
     Raises:
+        TornError: it took a part.
         OSError: it takes nothing now, or never will.
     """
+    room = len(octets) if stat.S_ISREG(os.fstat(fd).st_mode) else _PIPE_BUF
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
-    for start in range(0, len(octets), _PIPE_BUF):
-        if not poller.poll(0):
-            raise BlockingIOError
-        os.write(fd, octets[start : start + _PIPE_BUF])
+    written = 0
+    try:
+        while written < len(octets):
+            if not poller.poll(0):
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            written += os.write(fd, octets[written : written + room])
+    except OSError as error:
+        if written:
+            raise TornError(*error.args) from error
+        raise
 
 
 def keep_descriptors() -> None:

@@ -7,7 +7,7 @@ when, ``upgrader.py`` does it.
 import math
 from dataclasses import dataclass
 
-from poolserver.events import NOBODY, Action, Answer, Say
+from poolserver.events import NOBODY, Action, Answer, Predecessor, Say
 from poolserver.reload import Attempt
 
 
@@ -19,7 +19,19 @@ class Upgrade:
     deadline: float = math.inf
     """When the new master must be ready."""
     last: Attempt | None = None
+    predecessor: Predecessor = Predecessor.GONE
+    """What its workers still count is told to us alone: it is counted as long as we are there."""
+    predecessor_pid: int = 0
     _asker: int = NOBODY
+
+    def obstacle(self) -> str:
+        """Why none can begin now, or nothing."""
+        if self.is_running:
+            return "another upgrade is under way"
+        if self.predecessor in (Predecessor.HOLDS, Predecessor.SILENT):
+            what = f"the master before this one (pid {self.predecessor_pid}) {self.predecessor.value}"
+            return f"{what}; wait for it, have it go on (SIGCONT), or kill it"
+        return ""
 
     def begin(self, asker: int, deadline: float) -> None:
         self.is_running, self.deadline, self._asker = True, deadline, asker

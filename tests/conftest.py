@@ -1,10 +1,10 @@
 """What every test shares: property tests are judged by what they find, not by how long a busy machine takes."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from pki import Pki
 
-settings.register_profile("poolserver", deadline=None)
+settings.register_profile("poolserver", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("poolserver")
 
 

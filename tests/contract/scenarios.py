@@ -82,7 +82,7 @@ def shutdown_twice(kind: str) -> None:
 
         while_serving(server, act)
         for other in others:
-            other.join(5)
+            other.join(20)
             assert not other.is_alive()
         server.shutdown()
 
@@ -125,7 +125,9 @@ def served_again_and_again(kind: str) -> None:
 
 
 def shutdown_is_not_polled_for(kind: str) -> None:
-    """S05: the median of 9 idle stops is far below the mean of the stock loop, a quarter of a second."""
+    """S05: the median of 9 idle stops is far below the mean of the stock loop, a quarter of a second; or, on a machine
+    that is so busy, below that of ten processes."""
+    references = [process_seconds() for _ in range(9)]
     times: list[float] = []
     with service(kind) as server:
 
@@ -136,7 +138,17 @@ def shutdown_is_not_polled_for(kind: str) -> None:
 
         for _ in range(9):
             while_serving(server, act)
-    assert statistics.median(times) < 0.15, times
+    references += [process_seconds() for _ in range(9)]
+    assert statistics.median(times) < max(0.15, 10 * statistics.median(references)), (times, references)
+
+
+def process_seconds() -> float:
+    """How long a process takes that does nothing."""
+    start = time.monotonic()
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        return time.monotonic() - start
+    os._exit(0)
 
 
 def complaint(server: poolserver.server.PoolMixIn) -> str:

@@ -18,7 +18,7 @@ def child(_report_fd):
         sender.start()
         while sender.is_alive():
             pass  # in no system call, since one that the signal interrupts runs its handler
-        while not got and signals.wait_readable(poller, 5.0):
+        while not got and signals.wait_readable(poller, 20.0):
             got += inbox.take()
     return 0 if got == ["leave"] else 1
 
@@ -34,5 +34,5 @@ thread.join()
 
 def test_order_is_taken_in_a_worker_forked_from_a_thread() -> None:
     """A signal that interrupts no system call is taken too, where CPython 3.13.0 forgets to run its handler."""
-    outcome = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=30, check=False)
+    outcome = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=False)
     assert outcome.stdout == "exited with 0\n", outcome.stdout + outcome.stderr

@@ -36,7 +36,7 @@ def test_library_service_survives(scenario, kind):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        timeout=30,
+        timeout=80,
         check=False,
         text=True,
     )

@@ -3,6 +3,7 @@
 Each test names its trap. A worker is the process that serves: a forked one, or the caller's own.
 """
 
+import math
 import socket
 import struct
 from contextlib import ExitStack
@@ -31,12 +32,16 @@ def order(client: socket.socket, line: bytes) -> bytes:
 def assert_serves(served) -> None:
     """It answers, and not by chance."""
     for _ in range(4):
-        assert ask(served, b"echo still here\n", timeout=3) == b"still here\n"
+        assert ask(served, b"echo still here\n") == b"still here\n"
 
 
 def assert_no_spin(served) -> None:
     pids = workers_of(served)
-    assert measures.rate(lambda: measures.cpu_seconds(pids), 0.5) < SPIN * len(pids)
+
+    def is_quiet() -> bool:
+        return measures.rate(lambda: measures.cpu_seconds(pids), 0.5) < SPIN * len(pids)
+
+    wait_for(is_quiet, 10, "what has been to be done with, and the processor to be left alone")
 
 
 def reset(client: socket.socket) -> None:
@@ -56,7 +61,7 @@ def test_idle_after_bursts_leaves_no_lane_in_accept(serve):
             for client in burst:
                 assert order(client, b"%d" % number) == b"%d\n" % number
     pids = workers_of(served)
-    wait_for(lambda: not measures.waiting_in_calls(pids), 3, "every lane to leave accept(2)")
+    wait_for(lambda: not measures.waiting_in_calls(pids), 10, "every lane to leave accept(2)")
     inode = measures.listening_inode(served.port)
     assert all(measures.is_nonblocking(pid, inode) for pid in pids)
     assert served.stop() == 0
@@ -70,9 +75,12 @@ def test_idle_worker_wakes_up_at_most_twice_a_second(serve):
     with ExitStack() as stack:  # every lane has served, so that none is at its start
         for client in [stack.enter_context(connect(served)) for _ in range(8)]:
             assert order(client, b"echo x") == b"x\n"
-    wait_for(lambda: measures.descriptors(pids[0]) <= descriptors, 5, "every lane to be idle")
+    wait_for(lambda: measures.descriptors(pids[0]) <= descriptors, 10, "every lane to be idle")
     # half a wake-up of tolerance: at the window's edge one more may fall into it
-    assert measures.rate(lambda: measures.voluntary_switches(pids), 3.0) <= 2.5
+    rates = [math.inf]
+    while rates[-1] > 2.5:
+        assert len(rates) < 4, rates  # what had been to do may have reached into the first
+        rates.append(measures.rate(lambda: measures.voluntary_switches(pids), 3.0))
 
 
 def test_sixty_clients_during_work_are_all_answered(serve):
@@ -86,7 +94,7 @@ def test_sixty_clients_during_work_are_all_answered(serve):
         busy.shutdown(socket.SHUT_WR)
         assert read_line(busy) == b"slept\n"
         for number, client in enumerate(clients):
-            client.settimeout(5)
+            client.settimeout(10)
             assert order(client, b"echo %d" % number) == b"%d\n" % number
             client.close()
 
@@ -100,7 +108,7 @@ def test_stop_asked_by_a_handler_ends_the_service(serve):
     with connect(served) as client:
         assert order(client, b"shutdown") == b"asked\n"
         assert order(client, b"shutdown") == b"asked\n"
-    assert served.wait(5) == 0
+    assert served.wait() == 0
 
 
 def test_stop_while_a_handler_hangs_ends_at_the_deadline(serve):
@@ -109,7 +117,7 @@ def test_stop_while_a_handler_hangs_ends_at_the_deadline(serve):
     with connect(served) as client:
         client.sendall(b"echo in\nsleep 60\n")
         assert read_line(client) == b"in\n"
-        assert served.stop(timeout=6) == 0
+        assert served.stop() == 0
 
 
 # -- handlers that raise
@@ -121,7 +129,7 @@ def test_handler_raising_while_stderr_fails_costs_one_request(serve, tmp_path, r
     path = f"{tmp_path}/s.sock"
     served = serve(TRAPS, bind=f"unix:{path}", workers=1, threads=2, ready=False, redirect=redirect)
     target = Silent([Address.parse(f"unix:{path}")])
-    wait_for(lambda: is_up(target), 10, "its first answer")
+    wait_for(lambda: is_up(target), 20, "its first answer")
     pids = workers_of(served)
     for _ in range(4):
         assert ask(target, b"raise\n") == b""
@@ -154,7 +162,7 @@ def test_handler_raising_anything_costs_one_request(serve):
     for name in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "BaseException", "MemoryError", "RecursionError"):
         for _ in range(3):
             assert ask(served, b"throw %s\n" % name.encode()) == b""
-        wait_for(lambda name=name: served.log().count(f"{name}: ordered to throw") == 3, 2, "three entries in the log")
+        wait_for(lambda name=name: served.log().count(f"{name}: ordered to throw") == 3, 10, "three entries in the log")
     with connect(served) as one, connect(served) as other:  # both lanes are there
         assert order(one, b"hold") == order(other, b"hold") == b"holding\n"
     assert workers_of(served) == pids
@@ -167,19 +175,19 @@ def test_hook_raising_leaves_lanes_and_descriptors_as_they_were(serve, hook):
     [pid] = workers_of(served)
     ask(served, b"x\n")
     before = measures.descriptors(pid)
-    answers = [ask(served, b"x\n", timeout=3) for _ in range(6)]
+    answers = [ask(served, b"x\n") for _ in range(6)]
     assert answers[-2:] == [b"x\n", b"x\n"]
     assert set(answers) <= {b"x\n", b""}
-    wait_for(lambda: measures.descriptors(pid) <= before, 2, "every connection to be closed")
+    wait_for(lambda: measures.descriptors(pid) <= before, 10, "every connection to be closed")
     assert workers_of(served) == [pid]
-    wait_for(lambda: "KeyError" in served.log(), 2, "the exception in the log")
+    wait_for(lambda: "KeyError" in served.log(), 10, "the exception in the log")
 
 
 def test_get_request_raising_for_ever_does_not_spin(serve):
     """S11: a get_request that always raises is paused for, not called as fast as the machine can."""
     served = serve("trap_handlers:GetRequestAlwaysRaises", workers=1, threads=2)
     with connect(served):
-        wait_for(lambda: "KeyError" in served.log(), 5, "the exception in the log")
+        wait_for(lambda: "KeyError" in served.log(), 10, "the exception in the log")
         entries = len(served.log())
         assert_no_spin(served)
         assert len(served.log()) - entries < 100_000
@@ -194,9 +202,9 @@ def test_descriptors_running_out_pause_the_worker_and_no_more(serve):
     served = serve(TRAPS, workers=1, threads=4)
     with connect(served) as client:
         assert order(client, b"hog") == b"hogged\n"
-        with connect(served, timeout=5) as waiting:
+        with connect(served) as waiting:
             waiting.sendall(b"echo at last\n")
-            wait_for(lambda: PAUSED in served.log(), 5, "the worker to say so")
+            wait_for(lambda: PAUSED in served.log(), 10, "the worker to say so")
             assert_no_spin(served)
             assert order(client, b"free") == b"freed\n"
             assert read_line(waiting) == b"at last\n"
@@ -219,7 +227,7 @@ def test_descriptors_stay_flat_without_the_collector(serve, handler):
             else:
                 client.sendall(b"x\n")
                 reset(client)
-    wait_for(lambda: measures.descriptors(pid) <= before, 5, "as many descriptors as before")
+    wait_for(lambda: measures.descriptors(pid) <= before, 20, "as many descriptors as before")
 
 
 def test_reply_before_the_request_is_read_arrives(serve):
@@ -244,7 +252,7 @@ def test_hundred_idle_clients_of_a_stock_mixin_stay_in_the_lanes(serve, server):
     with ExitStack() as stack:
         for _ in range(100):
             stack.enter_context(connect(served))
-        wait_for(lambda: measures.descriptors(pid) >= idle + 4, 5, "connections in the lanes")
+        wait_for(lambda: measures.descriptors(pid) >= idle + 4, 10, "connections in the lanes")
         assert measures.threads(pid) == threads
         assert measures.children(pid) == []
     mixin = server.removeprefix("Own").removesuffix("Server") + "MixIn"
@@ -258,7 +266,7 @@ def test_http_over_unix_socket_names_its_client(serve, tmp_path):
     """S21: http.server's logging, which wants a pair for an address, works with the peer of a Unix socket."""
     served = serve("trap_handlers:HelloHTTPHandler", bind=f"unix:{tmp_path}/http.sock", workers=1, threads=2)
     assert get(served).startswith(b"HTTP/1.0 200")
-    wait_for(lambda: "unix:uid=" in served.log(), 2, "the access line of http.server")
+    wait_for(lambda: "unix:uid=" in served.log(), 10, "the access line of http.server")
     assert served.stop() == 0
 
 
@@ -275,7 +283,7 @@ def test_unnamed_unix_datagram_peer_is_served(serve, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unnamed:
         for _ in range(5):
             unnamed.sendto(b"x", path)
-    with dial(served.addresses[0], 5) as named:
+    with dial(served.addresses[0], 10) as named:
         named.send(b"hello")
         assert named.recv(100) == b"hello"
     assert "TypeError" not in served.log()
@@ -317,7 +325,7 @@ def test_ipv6_listener_serves(serve):
     served = serve(TRAPS, bind="tcp://[::1]:0", workers=1, threads=2)
     assert ask(served, b"peer\n").startswith(b"('::1', ")
     assert ask(served, b"raise\n") == b""
-    wait_for(lambda: "handler failed for [::1]:" in served.log(), 2, "the peer in the log")
+    wait_for(lambda: "handler failed for [::1]:" in served.log(), 10, "the peer in the log")
 
 
 # -- handlers that break the listener
@@ -339,11 +347,11 @@ def test_handler_breaking_the_listener_harms_nobody(serve, ways):
     served = serve(TRAPS, workers=2, threads=2)
     for way in ways:
         assert ask(served, b"break %s\n" % way.encode()) == b"broken\n"
-        wait_for(lambda: is_up(served), 1, "it to be mended")
+        wait_for(lambda: is_up(served), 20, "it to be mended")
         assert_serves(served)
     assert_no_spin(served)
     assert_serves(served)
-    assert served.stop(timeout=8) == 0
+    assert served.stop() == 0
 
 
 # -- datagrams
@@ -355,7 +363,7 @@ def test_udp_losers_of_a_wakeup_do_not_block(serve):
     for _ in range(10):
         assert ask(served, b"hello\n") == b"hello\n"
     pids = workers_of(served)
-    wait_for(lambda: not measures.waiting_in_calls(pids), 3, "every lane to leave recvfrom(2)")
+    wait_for(lambda: not measures.waiting_in_calls(pids), 10, "every lane to leave recvfrom(2)")
     inode = measures.listening_inode(served.port, "udp")
     assert all(measures.is_nonblocking(pid, inode) for pid in pids)
 

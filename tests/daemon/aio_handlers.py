@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import ssl
 import sys
 import time
 
@@ -70,12 +71,28 @@ async def obey(order, argument, reader, writer):  # noqa: PLR0911, PLR0912 - a l
         case "flood":
             writer.write(b"x" * int(argument))
             return ""
+        case "ticks":
+            return await ticks(int(argument), reader, writer)
         case "stop":
             writer.server.shutdown()
             return "stopping"
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
     return f"unknown order {order!r}"
+
+
+async def ticks(count, reader, writer):
+    """Writes so often while it waits for the client, who has nothing to say."""
+
+    async def tick():
+        for _ in range(count):
+            await asyncio.sleep(0.25)
+            writer.write(b"tick\n")
+
+    ticking = asyncio.create_task(tick())
+    await reader.readline()
+    await ticking
+    return "ticked"
 
 
 async def deaf():
@@ -101,6 +118,49 @@ async def steady(reader, writer):
         await writer.drain()
         if is_last:
             return
+
+
+def own_context():
+    """With the certificate and key that $CERTIFICATE names."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(os.environ["CERTIFICATE"])
+    return made
+
+
+async def starts_tls(reader, writer):
+    """Puts TLS on after the first line, and then says who asks, a line for each, until the last."""
+    await reader.readline()
+    writer.write(b"go\n")
+    await writer.drain()
+    await writer.start_tls(own_context())
+    text = b""
+    while text != b"last\n":
+        text = await reader.readline()
+        is_tls = writer.get_extra_info("ssl_object") is not None
+        writer.write(f"{writer.get_extra_info('peername')[0]} {is_tls}\n".encode())
+
+
+class StartsTLS(asyncio.Protocol):
+    """The same in callbacks."""
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.is_tls = False
+
+    def data_received(self, data):
+        if self.is_tls:
+            is_tls = self.transport.get_extra_info("ssl_object") is not None
+            self.transport.write(f"{self.transport.get_extra_info('peername')[0]} {is_tls}\n".encode())
+            if data == b"last\n":
+                self.transport.close()
+        else:
+            self.is_tls = True
+            self.transport.write(b"go\n")
+            self.task = asyncio.get_running_loop().create_task(self.start())
+
+    async def start(self):
+        loop = asyncio.get_running_loop()
+        self.transport = await loop.start_tls(self.transport, self, own_context(), server_side=True)
 
 
 class Lines(asyncio.Protocol):

@@ -4,6 +4,8 @@
 requests, and the storm's end.
 """
 
+import itertools
+import os
 import socket
 import threading
 import time
@@ -176,6 +178,15 @@ def free_port(first: int) -> int:
     raise AssertionError("no port is free")
 
 
+_ports = itertools.count(23000 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
+
+
+def own_port() -> int:
+    """One that stays ours while nobody is bound to it: the kernel gives it to nobody, and other test processes have
+    others."""
+    return free_port(next(_ports))
+
+
 Exchange = Callable[[socket.socket, bytes], bool]
 """Asks on a fresh connection with a line of the client's own; whether the whole right answer came."""
 
@@ -243,7 +254,7 @@ class Storm:
             total.add(counts)
         return total
 
-    def wait_for_more(self, answers: int, timeout: float = 30.0) -> None:
+    def wait_for_more(self, answers: int, timeout: float = 60.0) -> None:
         """Wait until ``answers`` more requests were answered: not for some time, but for a fact."""
         goal = self.counts.ok + answers
         wait_for(lambda: self.counts.ok >= goal, timeout, f"{answers} more answers; by now {self.counts}")

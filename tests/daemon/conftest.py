@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, NamedTuple
@@ -21,10 +21,10 @@ HERE = Path(__file__).parent
 
 READY = re.compile(r"^poolserver: ready on (.+) \(pid (\d+), (\d+) workers x (\d+) lanes\)$", re.MULTILINE)
 
-READY_TIMEOUT = 20.0
+READY_TIMEOUT = 30.0
 """Seconds until the ready line: Python and its imports take about 0.3 s, and more beside other tests."""
 
-STOP_TIMEOUT = 20.0
+STOP_TIMEOUT = 30.0
 """Seconds until a stopped daemon has ended; a test with open connections says how long its drain may take."""
 
 LEFTOVER_TIMEOUT = 10.0
@@ -41,16 +41,21 @@ class Process(NamedTuple):
 
     @classmethod
     def all(cls) -> Iterator["Process"]:
-        """Every process that is alive. A zombie is not: an orphaned one waits for PID 1, perhaps in vain."""
-        for path in Path("/proc").glob("[0-9]*/stat"):
+        """Every process that is alive."""
+        return cls.among(path.name for path in Path("/proc").glob("[0-9]*"))
+
+    @classmethod
+    def among(cls, pids: Iterable[str]) -> Iterator["Process"]:
+        """Those of them that are alive. A zombie is not: an orphaned one waits for PID 1, perhaps in vain."""
+        for pid in pids:
             try:
                 # "PID (NAME) STATE PPID PGRP SESSION …", where NAME may hold anything, also parentheses
-                start, _, rest = path.read_text(errors="replace").rpartition(")")
+                start, _, rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it has ended meanwhile
             state, _, _, session = rest.split()[:4]
             if state not in "ZX":
-                yield cls(int(path.parent.name), start.partition("(")[2], state, int(session))
+                yield cls(int(pid), start.partition("(")[2], state, int(session))
 
     def describe(self) -> str:
         """The same with its title and what it waits for in the kernel, to tell why it is still there."""
@@ -145,11 +150,11 @@ class Daemon:
         """
         try:
             tasks = list(Path(f"/proc/{self.pid}/task").glob("*/children"))
-            children = {int(pid) for task in tasks for pid in task.read_text().split()}
+            children = {pid for task in tasks for pid in task.read_text().split()}
         except (FileNotFoundError, ProcessLookupError):
             return []  # the master has just ended
         masters = {int(line[2]) for line in self.ready_lines()}
-        return sorted(children & {process.pid for process in Process.all()} - masters)
+        return sorted({process.pid for process in Process.among(children)} - masters)
 
     def processes(self) -> list[Process]:
         """Everything alive in the daemon's sessions: masters, workers, helpers, and what handlers started."""
@@ -175,6 +180,32 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """What ``poolserver status --json`` prints."""
         return self.ask("status")["status"]
+
+    def open_count(self) -> int:
+        """How many connections were accepted and are not over: in a lane, parked, or in between.
+
+        What a client sees of an end comes before it is counted; when it is, the connection holds nothing any more.
+        """
+        totals = self.status()["totals"]
+        ways = totals["served"], totals["errors"], totals["cut"]
+        return totals["accepted"] - sum(ways) - sum(totals["refused"].values()) - sum(totals["timeouts"].values())
+
+    def wait_open(self, count: int) -> None:
+        """Wait until so many are open, of those that were accepted: a client that was answered was."""
+        wait_for(lambda: self.open_count() == count, 20, f"{count} open connections: {self.status()['totals']}")
+
+    def counted(self, **goal: int) -> dict[str, Any]:
+        """What was counted, once it is as ``goal`` says, refusals and time-outs by their names: a client has its answer
+        before the worker has counted it."""
+        flat: dict[str, Any] = {}
+
+        def is_reached() -> bool:
+            totals = self.status()["totals"]
+            flat.update(totals | totals["refused"] | totals["timeouts"])
+            return all(flat[name] == count for name, count in goal.items())
+
+        wait_for(is_reached, 10, f"the totals {goal}")
+        return flat
 
     def cli(self, *words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """``poolserver WORDS --control PATH``, run to its end."""

@@ -1,6 +1,7 @@
 """Handlers whose connections are parked, some of which do what they should not."""
 
 import http.server
+import itertools
 import mmap
 import os
 import socket
@@ -32,6 +33,19 @@ class Orders(ParkingMixIn, OrderHandler):
         if path := os.environ.get("MARKS"):
             with Path(path).open("a") as marks:
                 marks.write(f"finished {self.client_address[1]}\n")
+
+
+class Numbered(Orders):
+    """Answers "number" with how many orders its worker has taken before."""
+
+    _numbers = itertools.count()
+
+    def obey(self, order, argument):
+        number = next(self._numbers)
+        if order == "number":
+            self.answer(number)
+        else:
+            super().obey(order, argument)
 
 
 class MovableOrders(Orders):
@@ -154,7 +168,7 @@ class Forks(Orders):
                 os.waitpid(pid, 0)
             self.answer("parent")
         elif order == "fork" and argument == "stays":
-            time.sleep(5)
+            time.sleep(60)  # or until the test's end
             os._exit(0)
         elif order != "fork":
             super().obey(order, argument)

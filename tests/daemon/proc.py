@@ -2,11 +2,17 @@
 
 import os
 from pathlib import Path
+from signal import SIGSTOP
+
+from clients import wait_for
 
 
 def title(pid: int) -> str:
-    """The process title, as ``ps`` shows it."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode()
+    """The process title, as ``ps`` shows it; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def threads(pid: int) -> int:
@@ -28,6 +34,17 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def suspend(pid: int) -> None:
+    """Stop it, and wait until each of its threads stands: up to then one may still take a connection or an order."""
+    os.kill(pid, SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    wait_for(
+        lambda: {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()} == {"T"},
+        10,
+        f"{pid} to be stopped",
+    )
 
 
 def is_alive(pid: int) -> bool:

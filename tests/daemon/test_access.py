@@ -180,11 +180,11 @@ def test_rotation_and_reload_lose_no_line(daemon, path, tmp_path):
         blowing.wait_for_more(100)
         path.rename(tmp_path / "access.1")
         served.signal(SIGUSR1)
-        blowing.wait_for_more(100)
+        wait_for(lambda: path.exists() and path.stat().st_size, 20, "a line in the new file")
         config.write_text(text.replace('"access"', '"other"'))
         served.signal(SIGHUP)
         wait_for(lambda: "reload done" in served.log(), 20, "the reload")
-        blowing.wait_for_more(100)
+        wait_for(lambda: (tmp_path / "other").stat().st_size, 20, "a line in the other file")
     assert blowing.counts.is_lossless, blowing.counts
     assert served.stop() == 0
     files = [tmp_path / name for name in ("access.1", "access", "other")]

@@ -82,7 +82,7 @@ def test_full_disk_stops_nobody_and_is_told_when_there_is_room_again(daemon):
         inside = Path(f"/proc/{served.pid}/root{log}")
         with Storm(served, clients=4) as storm:
             storm.wait_for_more(20)
-            assert inside.stat().st_size > 60_000
+            wait_for(lambda: inside.stat().st_size > 60_000, 20, "the disk to be full")
             storm.wait_for_more(20)
             os.truncate(inside, 0)
             wait_for(lambda: "earlier lines lost)" in inside.read_text(), 10, "the count")
@@ -109,8 +109,9 @@ def test_fork_that_fails_is_tried_again_and_the_others_serve_on(daemon):
         wait_for(lambda: "Resource temporarily unavailable" in served.log(), 10, "a fork that fails")
         storm.wait_for_more(20)
         limit_processes(served.pid, "")
-        wait_for(lambda: served.status()["totals"]["respawns"] == 1, 30, "the replacement")
-    assert storm.counts.lost <= 1, storm.counts
+        wait_for(lambda: len(served.workers()) == 2, 30, "the replacement")
+        served.counted(respawns=1)
+    assert storm.counts.lost <= 2, storm.counts  # both clients may have been with the one that was killed
     assert storm.counts.refused == storm.counts.timed_out == 0, storm.counts
 
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 import pytest
 from clients import Storm, connect, read_line, wait_for
 from pki import Pki
-from test_aio import LINES, ORDERS, setting
-from test_proxy import ON, totals, v2
+from test_aio import LINES, ORDERS, setting, spoken
+from test_proxy import ON, v2
 from test_tls_service import client_context, half_hello, hello, secure
 
 DATAGRAMS = "aio_handlers:Datagrams"
@@ -55,7 +55,26 @@ def test_each_kind_speaks_tls(serve, pki, handler, loop):
             assert b"unknown" in read_line(client)
             client.sendall(b"peer\n")
             assert read_line(client) in (b"127.0.0.1\n", b"peer\n")
-    totals(served, accepted=3, served=3)
+    served.counted(accepted=3, served=3)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("handler", ["starts_tls", "StartsTLS"])
+@pytest.mark.parametrize("is_behind_proxy", [False, True], ids=["direct", "proxy"])
+def test_handler_puts_tls_on_by_itself(daemon, pki, handler, loop, is_behind_proxy):
+    """In the middle of a conversation, as SMTP has it; it knows its real client, and its end is told."""
+    options = ON if is_behind_proxy else []
+    served = daemon(f"aio_handlers:{handler}", *options, workers=1, loop=loop, env={"CERTIFICATE": pki.both})
+    with connect(served) as plain:
+        plain.sendall((v2("192.0.2.7") if is_behind_proxy else b"") + b"tls\n")
+        assert read_line(plain) == b"go\n"
+        with client_context(pki).wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False) as client:
+            for text in (b"first\n", b"last\n"):
+                client.sendall(text)
+                assert read_line(client) == (b"192.0.2.7" if is_behind_proxy else b"127.0.0.1") + b" True\n"
+            assert client.recv(1) == b""
+    served.counted(accepted=1, served=1)
+    assert "Traceback" not in served.log()
 
 
 def test_stalled_handshakes_hold_no_seat_and_are_cut_in_time(serve, pki):
@@ -70,12 +89,12 @@ def test_stalled_handshakes_hold_no_seat_and_are_cut_in_time(serve, pki):
         with secure(served, client_context(pki)) as good:
             good.sendall(b"peer\n")
             assert read_line(good) == b"127.0.0.1\n"
-        totals(served, handshake=100, served=1)
+        served.counted(handshake=100, served=1)
     with connect(served) as plain, contextlib.suppress(ConnectionError):
         plain.sendall(b"GET / HTTP/1.0\r\n\r\n")
         while plain.recv(100):
             pass
-    totals(served, tls=1)
+    served.counted(tls=1)
     assert served.stop() == 0
 
 
@@ -92,7 +111,7 @@ def test_handshake_follows_the_proxy_header_and_precedes_what_is_waited_for(serv
             assert not second.recv(10)
         with contextlib.suppress(OSError):
             assert silent.recv(1) == b""
-    found = totals(served, first_byte=1, served=1)
+    found = served.counted(first_byte=1, served=1)
     assert found["per_source"] == 1
 
 
@@ -140,7 +159,7 @@ def test_who_has_shaken_hands_waits_for_a_seat(serve, pki):
             assert read_line(first) == b"127.0.0.1\n"
             answer = pool.submit(late.ask, b"peer\n")
         assert answer.result(10) == b"127.0.0.1\n"
-    totals(served, served=2)
+    served.counted(served=2)
 
 
 def test_reload_over_tls_loses_nobody(serve, pki):
@@ -190,7 +209,7 @@ def test_datagrams_are_answered_from_the_address_asked(daemon, tmp_path, loop):
     for host in ("127.0.0.1", "127.0.0.9"):
         assert ask(served, b"hello", b"later", big, host=host) == [b"hello", b"later", big]
     assert ask(served, b"hello", b"later", index=1) == [b"hello", b"later"]
-    assert totals(served, served=8)["errors"] == 0
+    assert served.counted(served=8)["errors"] == 0
 
 
 def test_failures_limits_and_empty_answers_of_datagrams(daemon):
@@ -203,7 +222,7 @@ def test_failures_limits_and_empty_answers_of_datagrams(daemon):
         with pytest.raises(TimeoutError):
             ask(served, packet, timeout=0.2)
     assert ask(served, b"hello") == [b"hello"]
-    totals(served, denied=1, errors=1, served=2)
+    served.counted(denied=1, errors=1, served=2)
     assert "RuntimeError: ordered to raise" in served.log()
 
 
@@ -230,14 +249,14 @@ def test_reloads_lose_no_datagram(daemon):
             thread.join()
     assert len(answers) % 2 == 0
     assert len(answers) >= 8
-    assert totals(served, served=len(answers))["errors"] == 0
+    assert served.counted(served=len(answers))["errors"] == 0
     assert served.stop() == 0
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_last_words_to_a_connection_that_was_cut_are_no_error(daemon, loop) -> None:
     """Written after timeouts.idle has closed it: uvloop raises, asyncio does not; it is no fault of the handler."""
-    served = daemon("aio_handlers:polite", *setting(timeouts__idle=0.3), loop=loop, workers=1)
+    served = daemon("aio_handlers:polite", *spoken(timeouts__idle=0.3), loop=loop, workers=1)
     with connect(served) as client:
         client.sendall(b"hello\n")
         assert read_line(client) == b"hello\n"

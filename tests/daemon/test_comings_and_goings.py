@@ -28,7 +28,8 @@ def recycle_under_load(daemon, recycles: int, within: float) -> None:
         wait_for(lambda: len(REPLACED.findall(served.log())) >= recycles // 3, within, "the first third")
         resident = measures.resident(served.pid)
         wait_for(lambda: len(REPLACED.findall(served.log())) >= recycles, within, f"{recycles} recycles")
-        assert len(served.workers()) >= 4
+        states = [worker["state"] for worker in served.status()["workers"]]
+        assert states.count("ready") >= 4, states
     assert storm.counts.is_lossless, storm.counts
     assert {int(slot) for slot in REPLACED.findall(served.log())} == {0, 1, 2, 3}
     wait_for(lambda: measures.descriptors(served.pid) <= descriptors, 10, "the descriptors to be given back")
@@ -41,7 +42,7 @@ def recycle_under_load(daemon, recycles: int, within: float) -> None:
 class TestRecycling:
     def test_under_load_loses_nobody(self, daemon):
         """Thirty recycles by connections: every slot has its turn, the master's descriptors are flat."""
-        recycle_under_load(daemon, 30, within=30)
+        recycle_under_load(daemon, 30, within=60)
 
     @pytest.mark.soak
     @pytest.mark.timeout(3600)
@@ -53,9 +54,10 @@ class TestRecycling:
     def test_by_age_and_memory(self, daemon, option):
         """The replacement is there before the old worker leaves."""
         served = daemon("handlers:LineHandler", "--set", option, workers=1)
-        (old,) = served.workers()
+        old = set(served.workers())  # there may be another already
         with Storm(served, clients=2) as storm:
-            wait_for(lambda: served.workers() and old not in served.workers(), 20, "another worker")
+            wait_for(lambda: served.workers() and not old & set(served.workers()), 20, "another worker")
+            storm.wait_for_more(20)
         assert storm.counts.is_lossless, storm.counts
         assert f"({option.partition('=')[0]}); replacing it" in served.log()
 
@@ -76,10 +78,10 @@ def notes(tmp_path) -> Path:
     return tmp_path / "notes"
 
 
-def run_hooks(daemon, notes: Path, workers: int = 2, ready: bool = True, **env: str):
+def run_hooks(daemon, notes: Path, *more: str, workers: int = 2, ready: bool = True, **env: str):
     options = ("--set", "server.worker_start=handlers:note_start", "--set", "server.worker_stop=handlers:note_stop")
     env |= {"WORKER_NOTES": str(notes)}
-    return daemon("handlers:OrderHandler", *options, "--set", "timeouts.boot=2", workers=workers, env=env, ready=ready)
+    return daemon("handlers:OrderHandler", *options, *more, workers=workers, env=env, ready=ready)
 
 
 class TestHooks:
@@ -87,7 +89,7 @@ class TestHooks:
     @pytest.mark.parametrize("sig", [SIGTERM, SIGINT])
     def test_are_called_in_each_worker(self, daemon, notes, workers, sig):
         """Once before it accepts, once before it leaves; -w 0 is a worker too."""
-        served = run_hooks(daemon, notes, workers)
+        served = run_hooks(daemon, notes, workers=workers)
         pids = served.workers() or [served.pid]
         assert sorted(notes.read_text().split("\n")) == ["", *sorted(f"start {pid}" for pid in pids)]
         assert served.stop(sig) == 0
@@ -113,7 +115,7 @@ class TestHooks:
     )
     def test_start_that_fails_is_a_failed_boot(self, daemon, notes, start, reason):
         """At the first start: exit 78, with the reason."""
-        served = run_hooks(daemon, notes, ready=False, WORKER_START=start)
+        served = run_hooks(daemon, notes, "--set", "timeouts.boot=2", ready=False, WORKER_START=start)
         assert served.wait() == 78
         assert reason in served.log()
 
@@ -134,13 +136,13 @@ class TestHooks:
 class TestAccountedStop:
     def test_tells_what_was_served_drained_and_cut(self, daemon):
         """Three conversations: one over before the stop, one that finishes, one that does not."""
-        served = daemon("handlers:OrderHandler", "--set", "timeouts.graceful=1", workers=1)
+        served = daemon("handlers:OrderHandler", "--set", "timeouts.graceful=3", workers=1)
         assert ask(served, b"echo before\n") == b"before\n"
-        wait_for(lambda: served.status()["totals"]["served"] == 1, 10, "the first conversation counted")
+        served.counted(served=1)
         with hold(served) as finishing, hold(served) as cut:
             peer = f"127.0.0.1:{cut.getsockname()[1]}"
             served.signal(SIGTERM)
-            wait_logged(served, "stopping: open connections have 1 s")
+            wait_logged(served, "stopping: open connections have 3 s")
             assert release(finishing) == b"released\n"
             finishing.close()
             assert served.wait() == 0
@@ -159,9 +161,9 @@ class TestAccountedStop:
 
     def test_lame_duck_accepts_on(self, daemon):
         """Newcomers are served until its end; then they are refused, and who is open finishes."""
-        served = daemon("handlers:OrderHandler", "--set", "timeouts.lame_duck=1", workers=1)
+        served = daemon("handlers:OrderHandler", "--set", "timeouts.lame_duck=3", workers=1)
         served.signal(SIGTERM)
-        wait_logged(served, "stopping: accepting for 1 s more")
+        wait_logged(served, "stopping: accepting for 3 s more")
         with hold(served) as client:
             assert ask(served, b"draining\n") == b"False\n"
             wait_logged(served, "stopping: open connections have")
@@ -171,14 +173,14 @@ class TestAccountedStop:
 
     def test_stop_under_load_with_lame_duck_answers_all_that_was_accepted(self, daemon):
         """Clients that stop coming during it, as behind a load balancer, lose nothing."""
-        served = daemon("handlers:LineHandler", "--set", "timeouts.lame_duck=1.5", workers=2)
+        served = daemon("handlers:LineHandler", "--set", "timeouts.lame_duck=60", workers=2)
         with Storm(served, clients=8, exchange=echo_line) as storm:
             storm.wait_for_more(50)
             served.signal(SIGTERM)
             wait_logged(served, "stopping: accepting")
             storm.wait_for_more(20)
         assert storm.counts.is_lossless, storm.counts
-        assert served.wait() == 0
+        assert served.stop(SIGINT) == 0
 
     def test_int_ends_a_lame_duck(self, daemon):
         """Who is in a hurry does not wait."""
@@ -194,6 +196,6 @@ class TestAccountedStop:
         served.signal(SIGTERM)
         wait_logged(served, "stopping: accepting")
         os.kill(old, 9)
-        wait_for(lambda: served.workers() not in ([], [old]), 10, "another worker")
+        wait_for(lambda: set(served.workers()) - {old}, 20, "another worker")
         assert ask(served, b"echo on\n") == b"on\n"
         assert served.stop(SIGINT) == 0

@@ -10,7 +10,7 @@ import sys
 import threading
 import tomllib
 from pathlib import Path
-from signal import SIGKILL, SIGSTOP
+from signal import SIGKILL
 
 import jsonschema
 import measures
@@ -23,6 +23,19 @@ from poolserver.remote import Server
 
 NUMBER = {"type": "number", "minimum": 0}
 COUNT = {"type": "integer", "minimum": 0}
+
+
+def wait_idle(served, lanes: int) -> None:
+    """Wait until so many lanes are there: a worker is ready as soon as it may have them."""
+    wait_for(lambda: served.status()["pool"]["idle"] == lanes, 10, f"{lanes} idle lanes")
+
+
+def stacks(served, text: str) -> str:
+    """What the command prints, if this is in it, and nobody has not answered but where that is the text; else ""."""
+    done = served.cli("stacks")
+    assert done.returncode == 0, done.stderr
+    has_all = "did not answer" not in done.stdout or "did not answer" in text
+    return done.stdout if text in done.stdout and has_all else ""
 
 
 def maybe(rule: dict) -> dict:
@@ -87,6 +100,7 @@ class TestStatus:
         """Who is in which lane, and what was counted."""
         served = daemon("handlers:OrderHandler", workers=2, threads=2)
         with hold(served) as client:
+            wait_idle(served, 3)
             done = served.cli("status", "--json")
             assert (done.returncode, done.stderr) == (0, "")
             status = json.loads(done.stdout)
@@ -141,8 +155,7 @@ class TestStatus:
         """And the service as degraded."""
         served = daemon("handlers:LineHandler", workers=2)
         pid = served.workers()[0]
-        os.kill(pid, SIGSTOP)
-        wait_for(lambda: proc.state(pid) == "T", 10, "the stop")
+        proc.suspend(pid)
         status = served.status()
         assert {worker["pid"]: worker["state"] for worker in status["workers"]}[pid] == "stopped"
         assert status["state"] == "degraded"
@@ -169,12 +182,14 @@ class TestStatus:
 
 class TestCommands:
     def test_stop_returns_when_the_service_is_gone(self, daemon):
-        """0, and neither processes nor socket are left."""
+        """0, and neither processes nor socket are left. Whom it stops is told, lest it be another's."""
         served = daemon("handlers:LineHandler")
         path = served.control_path
         done = served.cli("stop")
         assert (done.returncode, done.stderr) == (0, "")
-        assert served.wait(timeout=1) == 0
+        told = f"handlers (pid {served.pid})"
+        assert done.stdout == f"stopping {told}: handlers:LineHandler on {served.urls[0]}\n{told} has stopped\n"
+        assert served.wait(timeout=10) == 0
         assert not path.exists()
 
     def test_stop_now_cuts(self, daemon):
@@ -232,14 +247,14 @@ class TestStacks:
         """The handler's line for one that is in it, the accept loop for the others."""
         served = daemon("handlers:OrderHandler", workers=2, threads=2)
         with hold(served) as client:
-            done = served.cli("stacks")
-            assert done.returncode == 0, done.stderr
+            wait_idle(served, 3)
+            # it may have answered, and not yet come to its next line
+            stdout = wait_for(lambda: stacks(served, "self.rfile.readline(MAX_LINE_BYTES)"), 30, "it to wait")
             peer = "{}:{}".format(*client.getsockname())
-            assert len(re.findall(r"^  lane-[01]: idle for ", done.stdout, re.MULTILINE)) == 3
-            _, found, rest = done.stdout.partition(f": busy with {peer} for ")
+            assert len(re.findall(r"^  lane-[01]: idle for ", stdout, re.MULTILINE)) == 3
+            _, found, rest = stdout.partition(f": busy with {peer} for ")
             assert found
             assert "in OrderHandler.obey\n          self.rfile.readline(MAX_LINE_BYTES)" in rest.partition("lane-")[0]
-            assert "did not answer" not in done.stdout
 
     def test_worker_whose_lock_is_held_tells_all_the_same(self, daemon):
         """A C call that does not give up the interpreter: the case that stacks are asked for."""
@@ -247,25 +262,26 @@ class TestStacks:
         with connect(served) as client:
             client.sendall(b"freeze 6\n")
             wait_for(lambda: served.status()["pool"]["busy"] == 1, 10, "the freeze")
-            done = served.cli("stacks")
+            wait_for(lambda: "ctypes.PyDLL(None).usleep" in stacks(served, "did not answer by itself"), 10, "its stack")
             assert read_line(client) == b"thawed\n"
-        assert "did not answer by itself" in done.stdout
-        assert "ctypes.PyDLL(None).usleep" in done.stdout
-        assert "did not answer" not in served.cli("stacks").stdout
+        wait_for(lambda: stacks(served, "lane-1: idle"), 20, "an answer of its own")
 
     def test_stopped_worker_is_named_and_the_others_answer(self, daemon):
         """Nobody waits for it for long."""
         served = daemon("handlers:LineHandler", workers=2, threads=1)
         pid = served.workers()[0]
-        os.kill(pid, SIGSTOP)
-        done = served.cli("stacks")
-        assert f"(pid {pid}) stopped\n  did not answer by itself" in done.stdout
-        assert done.stdout.count("lane-0: idle") == 2
-        assert done.stdout.count("MainThread") == 1
+        wait_idle(served, 2)
+        proc.suspend(pid)
+        stdout = stacks(served, "did not answer by itself")
+        assert f"(pid {pid}) stopped\n  did not answer by itself" in stdout
+        assert stdout.count("lane-0: idle") == 2
+        # the other may be late on a busy machine
+        wait_for(lambda: served.cli("stacks").stdout.count("MainThread") == 1, 20, "the other's answer")
 
     def test_without_workers_the_process_tells_of_itself(self, daemon):
         """-w 0."""
         served = daemon("handlers:LineHandler", workers=0, threads=2)
+        wait_idle(served, 2)
         done = served.cli("stacks")
         assert f"worker 0 (pid {served.pid}) ready\n  lane-0: idle" in done.stdout
 
@@ -287,6 +303,7 @@ class TestStacks:
             for pid in served.workers():
                 os.kill(pid, SIGKILL)
             wait_for(lambda count=count: served.status()["totals"]["respawns"] == 2 * count, 20, "replacements")
+            wait_idle(served, 8)
         wait_for(lambda: measures.descriptors(served.pid) <= before, 10, "as few descriptors as before")
 
 
@@ -348,7 +365,7 @@ class TestWhere:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             served.signal(SIGKILL)
             assert served.wait() == -SIGKILL
-            assert served.wait_gone(5) == []
+            assert served.wait_gone(10) == []
             assert not path.exists()
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(os.fspath(path))

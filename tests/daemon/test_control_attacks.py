@@ -123,16 +123,17 @@ def attacked(
     program = (sys.executable, Path(__file__).with_name("turns.py"), "run")
     served = daemon("handlers:LineHandler", workers=2, threads=4, program=program, env={"TURNS": str(turns)})
     quiet = measures.descriptors(served.pid)
+    most = quiet + control.MAX_CLIENTS
     with Storm(served, clients=32) as storm:
         for _ in range(times):
             storm.wait_for_more(200)
             attack(served, sockets)
             assert served.status()["state"] == "serving"
-            assert measures.descriptors(served.pid) <= quiet + control.MAX_CLIENTS
+            wait_for(lambda: measures.descriptors(served.pid) <= most, 10, "no more clients to be held than may be")
             storm.wait_for_more(200)
             sockets.close()
     assert storm.counts.is_lossless, storm.counts
-    wait_for(lambda: measures.descriptors(served.pid) == quiet, 30, "the master to hold nothing of it")
+    wait_for(lambda: measures.descriptors(served.pid) <= quiet, 30, "the master to hold nothing of it")
     assert served.status()["totals"]["respawns"] == 0
     assert served.stop() == 0
     cpu, clock = map(float, turns.read_text().split())

@@ -5,13 +5,14 @@ import os
 import random
 import signal
 import subprocess
-from signal import SIGCHLD, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2
+from signal import SIGCHLD, SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2
 
 import measures
 import proc
 import pytest
-from clients import Counts, Storm, answered, ask, connect, read_line, wait_for
+from clients import Counts, Storm, answered, ask, connect, own_port, read_line, wait_for
 from sites import echo_order, versions
+from test_deadlines import spoken
 from test_storm import Witness
 
 LEAKER = """
@@ -34,7 +35,7 @@ class TestHungPool:
         """R02: one sleeps for ever, one loops in Python, one reads from a pipe that nobody writes to."""
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
-        served = daemon("fork_handlers:FatalHandler", "--set", "timeouts.handler=0.5", workers=3, threads=1)
+        served = daemon("fork_handlers:FatalHandler", *spoken(handler=1), workers=3, threads=1)
         before = set(served.workers())
         with contextlib.ExitStack() as stack:
             for text in ("hang", "spin", f"read {pipe}"):
@@ -46,7 +47,7 @@ class TestHungPool:
 
     def test_two_stopped_of_four_are_replaced(self, daemon):
         """R03: and nobody is lost by it."""
-        served = daemon("handlers:OrderHandler", "--set", "timeouts.worker=1", workers=4, threads=2)
+        served = daemon("handlers:OrderHandler", "--set", "timeouts.worker=2", workers=4, threads=2)
         victims = set(served.workers()[:2])
         with Storm(served, clients=4, exchange=echo_order) as storm:
             storm.wait_for_more(20)
@@ -63,18 +64,18 @@ class TestHungPool:
 class TestKilledMaster:
     def test_under_load_with_hung_handlers_leaves_nothing(self, daemon):
         """R05: no process after 6 s, and the address can be bound at once."""
-        served = daemon("fork_handlers:FatalHandler", workers=4, threads=4)
-        url = served.addresses[0].url
+        url = f"tcp://127.0.0.1:{own_port()}"
+        served = daemon("fork_handlers:FatalHandler", bind=url, workers=4, threads=4)
         with contextlib.ExitStack() as stack:
             for text in ("hang", "hang", "spin"):
                 assert order(stack.enter_context(connect(served)), text)
             with Storm(served, clients=8, exchange=echo_order) as storm:
                 storm.wait_for_more(50)
                 served.signal(SIGKILL)
-                wait_for(lambda: storm.counts.refused > 0, 10, "the first refusal")
+                wait_for(lambda: storm.counts.refused > 0, 20, "the first refusal")
                 again = daemon("handlers:OrderHandler", bind=url)
-                assert served.wait_gone(6 + 2) == []  # two for a busy machine
                 storm.wait_for_more(20)
+            assert served.wait_gone(6 + 6) == []  # as many for a busy machine
         assert again.stop() == 0
 
 
@@ -99,10 +100,14 @@ class TestStop:
         served = daemon("handlers:OrderHandler", workers=2)
         with connect(served) as client:
             assert order(client, "hold") == b"holding\n"
+            proc.suspend(served.pid)  # so that it hears of the stop when a worker has left already
             os.killpg(served.pid, SIGTERM)
+            wait_for(lambda: proc.zombies(served.pid), 10, "the idle worker to leave")
+            served.signal(SIGCONT)
             wait_for(lambda: "stopping: open connections" in served.log(), 10, "the stop")
             assert order(client, "go") == b"released\n"
         assert served.wait() == 0
+        assert "replacing it" not in served.log()
         assert "SIGTERM" not in served.log()
 
     @pytest.mark.soak
@@ -176,7 +181,7 @@ def settle(site) -> None:
     wait_for(lambda: is_reloaded(site.served), 60, f"a reload:\n{site.served.log()}")
     wait_for(lambda: len(site.served.workers()) == 2, 20, "two workers")
     assert versions(site.served) == b"last\n"
-    assert not proc.zombies(site.served.pid)
+    wait_for(lambda: not proc.zombies(site.served.pid), 10, "all burials")
 
 
 def is_reloaded(served) -> bool:
@@ -207,7 +212,8 @@ class TestLongRun:
                     before = census(served.pid)
         assert storm.counts.refused == storm.counts.timed_out == storm.counts.other == 0, storm.counts
         assert set(witness.lost_by) <= killed
-        wait_for(lambda: census(served.pid)[:2] == before[:2], 10, f"{before[:2]} descriptors and threads")
+        wait_for(lambda: census(served.pid)[0] <= before[0], 10, f"{before[0]} descriptors")
+        assert census(served.pid)[1] == before[1] == 1
         assert census(served.pid)[2] <= before[2] + 2 * 2**20, "the master has grown by more than 2 MB"
         assert served.stop() == 0
 

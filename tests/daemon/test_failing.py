@@ -33,7 +33,7 @@ def assert_failures_do_not_flood(daemon, requests: int, within: float) -> None:
     with Storm(served, clients=8, requests=requests // 8, exchange=failing) as storm:
         storm.wait_for_more(requests // 20)
         assert ask(served, b"throw LookupError\n") == b""
-        wait_for(lambda: "\nLookupError: ordered to throw" in served.log(), 5, "the traceback of a new failure")
+        wait_for(lambda: "\nLookupError: ordered to throw" in served.log(), 20, "the traceback of a new failure")
         storm.join(within)
     assert storm.counts.is_lossless, storm.counts
     assert served.stop() == 0
@@ -44,7 +44,7 @@ def assert_failures_do_not_flood(daemon, requests: int, within: float) -> None:
 
 def test_thousands_of_failing_requests_write_less_than_ten_kilobytes_a_second(daemon):
     """R36: the pool's whole log; each failure is told of, most by number, and a new one at once, in full."""
-    assert_failures_do_not_flood(daemon, 16_000, 60)
+    assert_failures_do_not_flood(daemon, 8_000, 60)
 
 
 @pytest.mark.soak
@@ -61,12 +61,12 @@ def test_clients_that_time_out_by_the_thousand_are_counted(daemon):
     def waits(client: socket.socket, _line: bytes) -> bool:
         return client.recv(1) == b""
 
-    with Storm(served, clients=8, requests=250, exchange=waits) as storm:
+    with Storm(served, clients=8, requests=125, exchange=waits) as storm:
         storm.join(60)
     assert served.stop() == 0
     lines = [line for line in served.log().splitlines() if "ended by BlockingIOError" in line]
     counts = [int(found[1]) for line in lines if (found := OF_THESE.search(line))]
-    assert len(lines) - len(counts) + sum(counts) == totals(served.log())["timeout_idle"] == 2000
+    assert len(lines) - len(counts) + sum(counts) == totals(served.log())["timeout_idle"] == 1000
     assert sum(counts) > 100
 
 
@@ -94,7 +94,7 @@ def test_address_of_a_peer_does_not_act_in_the_log(daemon, tmp_path):
         peer.bind(f"{tmp_path}/\x1b[31m\n2026 INFO forged")
         for _ in range(40):
             peer.sendto(FORGED, f"{tmp_path}/d.sock")
-    wait_for(lambda: said(served.log()) >= 8, 5, "failures in the log")
+    wait_for(lambda: said(served.log()) >= 8, 20, "failures in the log")
     assert served.stop() == 0
     assert_harmless(served.log_path.read_bytes())
     assert r"\x1b[31m\n2026 INFO forged" in served.log()

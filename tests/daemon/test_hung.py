@@ -8,12 +8,14 @@ from signal import SIGCONT, SIGKILL, SIGSTOP
 import measures
 import proc
 import pytest
-from clients import Storm, ask, connect, read_line, wait_for
+from clients import Storm, ask, connect, own_port, read_line, wait_for
+from test_deadlines import spoken
 from test_lifecycle import wait_logged
 from test_reload import echo_order
 
-SILENT = "gives no signs of life since 1 s (timeouts.worker); replacing it"
-QUICK = ("--set", "timeouts.worker=1")
+SILENT = "gives no signs of life since 2 s (timeouts.worker); replacing it"
+QUICK = ("--set", "timeouts.worker=2")
+"""A machine that is busy may give a worker nothing for a second."""
 
 
 def order(client, text: str) -> bytes:
@@ -22,7 +24,7 @@ def order(client, text: str) -> bytes:
 
 
 def wait_replaced(served, victim: int, count: int) -> None:
-    wait_for(lambda: len(served.workers()) == count and victim not in served.workers(), 15, f"another than {victim}")
+    wait_for(lambda: len(served.workers()) == count and victim not in served.workers(), 30, f"another than {victim}")
 
 
 class TestSilentWorker:
@@ -30,12 +32,12 @@ class TestSilentWorker:
         """SIGSTOP: nobody who comes meanwhile is lost, and no zombie stays."""
         served = daemon("handlers:OrderHandler", *QUICK, workers=2)
         victim = served.workers()[0]
-        os.kill(victim, SIGSTOP)
+        proc.suspend(victim)
         with Storm(served, clients=4, exchange=echo_order) as storm:
             wait_replaced(served, victim, 2)
         assert storm.counts.is_lossless, storm.counts
         assert SILENT in served.log()
-        assert proc.zombies(served.pid) == []
+        wait_for(lambda: not proc.zombies(served.pid), 10, "all burials")
         assert served.stop() == 0
 
     def test_one_that_holds_the_interpreter_in_c_is_replaced_and_its_stack_is_told(self, daemon):
@@ -89,13 +91,13 @@ class TestSilentWorker:
         workers = served.workers()
         with Storm(served, clients=4, exchange=echo_order) as storm:
             served.signal(SIGSTOP)
-            wait_for(lambda: proc.state(served.pid) == "T", 5, "the stop")
+            wait_for(lambda: proc.state(served.pid) == "T", 10, "the stop")
             cpu = storm.counts.ok
             measures.rate(lambda: storm.counts.ok, seconds)  # the stop has to last longer than the limit
             assert storm.counts.ok > cpu
             served.signal(SIGCONT)
             storm.wait_for_more(100)
-            measures.rate(lambda: storm.counts.ok, 1.5)  # nor does it come to the limit later
+            measures.rate(lambda: storm.counts.ok, 2.5)  # nor does it come to the limit later
         assert storm.counts.is_lossless, storm.counts
         assert served.workers() == workers
         assert "signs of life" not in served.log()
@@ -113,7 +115,7 @@ class TestSilentWorker:
 class TestHungLane:
     def test_seven_siblings_finish_their_conversations(self, daemon):
         """The replacement is there first; the hung handler does not keep the old worker once they are over."""
-        served = daemon("fork_handlers:FatalHandler", "--set", "timeouts.handler=0.5", workers=1, threads=8)
+        served = daemon("fork_handlers:FatalHandler", *spoken(handler=1), workers=1, threads=8)
         (old,) = served.workers()
         with contextlib.ExitStack() as stack:
             siblings = [stack.enter_context(connect(served)) for _ in range(7)]
@@ -142,25 +144,24 @@ class TestCrash:
         with contextlib.suppress(ConnectionResetError), connect(served) as client:
             client.sendall(b"segfault\n")
             assert read_line(client) == b""
-        wait_logged(served, f"worker 0 (pid {victim}) was killed by SIGSEGV")
-        assert re.search(
+        told = re.compile(
             rf"worker 0 \(pid {victim}\) was killed by SIGSEGV; replacing it\n  Fatal Python error: Segmentation fault"
-            r'(\n  .*)*File ".*fork_handlers.py", line \d+ in segfault_',
-            served.log(),
+            r'(\n  .*)*File ".*fork_handlers.py", line \d+ in segfault_'
         )
+        wait_for(lambda: told.search(served.log()), 20, "the line, and its stack")
 
 
 class TestOrphan:
     @pytest.mark.parametrize("orders", ["hang", "spin", "freeze 60"])
     def test_hung_worker_does_not_outlive_its_master_by_long(self, daemon, orders):
         """Six seconds, also where a C call holds the interpreter's lock; the address is free at once."""
-        served = daemon("fork_handlers:FatalHandler", workers=2)
-        address = served.addresses[0]
+        url = f"tcp://127.0.0.1:{own_port()}"
+        served = daemon("fork_handlers:FatalHandler", bind=url, workers=2)
         with connect(served) as client:
             client.sendall(f"{orders}\n".encode())
             if not orders.startswith("freeze"):
                 assert read_line(client)
             served.signal(SIGKILL)
-            assert served.wait_gone(6 + 2) == []  # two for a busy machine
-        again = daemon("handlers:LineHandler", bind=address.url)
+            assert served.wait_gone(6 + 6) == []  # as many for a busy machine
+        again = daemon("handlers:LineHandler", bind=url)
         assert ask(again, b"hello\n") == b"hello\n"

@@ -72,8 +72,8 @@ def test_client_that_says_nothing_is_counted_as_timed_out(daemon, tmp_path, bind
 
 def test_work_that_takes_longer_than_idle_is_served(daemon):
     """S17: a handler that was busy, answered and closed was not idle, though its client said nothing meanwhile."""
-    served = daemon("attack_handlers:SlowWork", *options(idle=0.4, first_byte=30), workers=1, threads=1)
-    assert ask(served, b"0.8\n") == b"done\n"
+    served = daemon("attack_handlers:SlowWork", *options(idle=1, first_byte=30), workers=1, threads=1)
+    assert ask(served, b"1.5\n") == b"done\n"
     counted = stopped(served)
     assert counted["served"] == counted["accepted"] == 1
 
@@ -101,10 +101,10 @@ def test_slow_readers_are_cut_at_the_handler_deadline(daemon):
         assert time.monotonic() < start + 30, f"{len(alive)} are still being served"
     for client in slow:
         client.close()
+    served.counted(handler=4)
     with connect(served) as client:
         assert client.recv(1) == b"x"
-    counted = stopped(served)
-    assert counted["timeout_handler"] == 4
+    assert stopped(served)["served"] == 0
     assert "reached timeouts.handler" in served.log()
 
 
@@ -134,7 +134,7 @@ def test_timeouts_and_resets_cost_one_short_line_each(daemon):
     for client in clients:
         assert client.recv(1) == b""
         client.close()
-    lines = wait_for(lambda: lines_about(served, "ended by TimeoutError")[19:], 5, "twenty lines")
+    lines = wait_for(lambda: lines_about(served, "ended by TimeoutError")[19:], 20, "twenty lines")
     assert len(lines) == 1
     assert max(len(line) for line in lines_about(served, "ended by")) <= 200
     assert "Traceback" not in served.log()

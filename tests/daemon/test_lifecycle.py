@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -41,7 +40,7 @@ def refuses(served) -> bool:
 
 def wait_logged(served, text: str) -> None:
     """Wait until the daemon has logged ``text``."""
-    wait_for(lambda: text in served.log(), 10, f"{text!r} in the log of {served}:\n{served.log()}")
+    wait_for(lambda: text in served.log(), 20, f"{text!r} in the log of {served}:\n{served.log()}")
 
 
 class TestTerm:
@@ -115,7 +114,7 @@ class TestTerm:
         with contextlib.suppress(subprocess.TimeoutExpired):
             served.process.wait(instant / 1000)  # the instant itself, of which there is no fact to wait for
         assert served.stop(SIGTERM) in (0, -SIGTERM)
-        assert served.wait_gone(5) == []
+        assert served.wait_gone(10) == []
         assert not path.exists()
         assert "Traceback" not in served.log()
 
@@ -133,7 +132,7 @@ class TestTerm:
         }
         wait_for(reached[stage], 20, stage)
         assert served.stop(SIGTERM) in ((0, -SIGTERM) if stage == "title" else (0,))
-        assert served.wait_gone(5) == []
+        assert served.wait_gone(10) == []
         assert not path.exists()
         assert "Traceback" not in served.log()
 
@@ -168,7 +167,7 @@ class TestStopNow:
     def test_kills_a_stopped_worker(self, daemon):
         """A worker under SIGSTOP takes no order but SIGKILL."""
         served = daemon("handlers:LineHandler")
-        os.kill(served.workers()[0], signal.SIGSTOP)
+        proc.suspend(served.workers()[0])
         assert served.stop(SIGINT) == 0
         assert "did not stop within 2 s; killing it" in served.log()
 
@@ -179,7 +178,7 @@ class TestScale:
         served = daemon("handlers:LineHandler", workers=2)
         for sig, count in ((SIGTTIN, 3), (SIGTTOU, 2), (SIGTTOU, 1)):
             served.signal(sig)
-            wait_for(lambda count=count: len(served.workers()) == count, 10, f"{count} workers")
+            wait_for(lambda count=count: len(served.workers()) == count, 20, f"{count} workers")
             assert ask(served, b"hello\n") == b"hello\n"
         served.signal(SIGTTOU)
         wait_logged(served, "one worker is left, and stays")
@@ -193,7 +192,7 @@ class TestScale:
             served.signal(SIGTTOU)
             wait_logged(served, "scaling from 2 to 1 workers")
             assert (release(one), release(other)) == (b"released\n", b"released\n")
-        wait_for(lambda: len(served.workers()) == 1, 10, "one worker")
+        wait_for(lambda: len(served.workers()) == 1, 20, "one worker")
 
 
 class TestWithoutWorkers:
@@ -241,7 +240,7 @@ class TestLeavesNothingBehind:
         assert ask(served, b"hello\n") == b"hello\n"
         assert path.is_socket()
         assert served.stop(sig) == (0 if sig != SIGKILL else -SIGKILL)
-        assert served.wait_gone(5) == []
+        assert served.wait_gone(10) == []
         assert not path.exists()
 
     def test_no_shared_segment_has_a_name(self, daemon):

@@ -70,7 +70,7 @@ def test_places_of_a_killed_worker_are_given_back(daemon) -> None:
         except ConnectionResetError:
             return False
 
-    wait_for(is_back, 10, "the places to be given back")
+    wait_for(is_back, 20, "the places to be given back")
     for sock in held:
         sock.close()
 
@@ -139,5 +139,6 @@ def test_datagrams_obey_the_rate_and_are_dropped(daemon) -> None:
         for _ in range(5):
             sock.send(b"more")
         wait_for(lambda: "above limits.rate_per_source" in served.log(), 10, "the refusal to be said")
+        served.counted(rate=5)
     assert served.stop() == 0
     assert totals(served.log())["refused_rate"] == 5

@@ -1,5 +1,6 @@
 """Crowds that hold no lane: silent, slow, idle and many; their short forms here, the long ones in ``make soak``."""
 
+import operator
 import random
 import re
 import resource
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import measures
@@ -90,7 +92,7 @@ def test_silent_crowd_costs_newcomers_nothing(daemon, count: int, sources: int) 
             assert (private_bytes(workers) - memory) / count <= 1536
             assert p99(after) <= max(2 * p99(before), 0.010)
             assert measures.rate(lambda: measures.cpu_seconds([served.pid, *workers]), 10) < 0.005
-        assert served.status()["pool"]["busy"] == 0
+        wait_for(lambda: served.status()["pool"]["busy"] == 0, 10, "no lane to be busy")
         served.stop()
 
 
@@ -102,10 +104,14 @@ def test_crowd_beyond_max_parked_makes_room_for_others(daemon, count: int, sourc
     served = daemon("parking_handlers:Page", *limits, workers=2, threads=8)
     weight = sum(worker["rss"] for worker in served.status()["workers"])
     with crowd(served, count, sources):
-        wait_for(lambda: served.status()["totals"]["accepted"] >= count, 60, "all to be accepted")
-        status = served.status()
+
+        def settled() -> dict | None:
+            """The status, once each is parked or was cut."""
+            status = served.status()
+            return status if status["totals"]["refused"]["max_parked"] == count - status["parked"]["new"] else None
+
+        status = wait_for(settled, 60, "all to be parked or cut")
         assert status["parked"]["new"] <= 1.1 * most
-        assert status["totals"]["refused"]["max_parked"] == count - status["parked"]["new"]
         assert len(status["sources"]) == 10
         waits = newcomers(served, 100)
         assert sum(worker["rss"] for worker in served.status()["workers"]) - weight < 20e6
@@ -116,11 +122,12 @@ def test_crowd_beyond_max_parked_makes_room_for_others(daemon, count: int, sourc
 
 @contextmanager
 def slow_clients(served, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """slowhttptest, until it has ended by itself."""
+    """slowhttptest, until it has ended by itself or is not needed any more; its end is a good one either way."""
     command = [tool("slowhttptest"), *words, "-u", f"http://127.0.0.1:{served.port}/"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield process
+        process.send_signal(SIGINT)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
     finally:
@@ -135,16 +142,17 @@ def page(client: socket.socket, _line: bytes) -> bool:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("count", "seconds"), [(300, 2), pytest.param(2000, 60, marks=soak)])
+@pytest.mark.parametrize(("count", "seconds"), [(300, 0), pytest.param(2000, 60, marks=soak)])
 def test_slow_headers_hold_no_lane(daemon, count: int, seconds: int) -> None:
     """slowhttptest -H against the HTTP example on 16 lanes: good clients are served throughout."""
     served = daemon("poolserver.examples.web:HelloHandler", workers=2, threads=8)
     before = [wait_of(served) for _ in range(200)]
-    words = ["-H", "-c", str(count), "-r", str(count), "-i", "2", "-x", "20", "-p", "3", "-l", str(seconds)]
+    words = ["-H", "-c", str(count), "-r", str(count), "-i", "2", "-x", "20", "-p", "3", "-l", "60"]
     waits = []
     with slow_clients(served, *words) as attack:
         wait_for(lambda: served.status()["parked"]["new"] >= count // 2, 60, "the slow clients")
-        while attack.poll() is None:
+        end = time.monotonic() + seconds
+        while attack.poll() is None and (len(waits) < 100 or time.monotonic() < end):
             waits.append(wait_of(served))
     assert len(waits) > 10
     if count >= 2000:
@@ -162,20 +170,23 @@ def wait_of(served) -> float:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("count", "seconds"), [(20, 3), pytest.param(200, 60, marks=soak)])
-def test_slow_bodies_are_cut_at_the_handler_deadline(daemon, count: int, seconds: int) -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=soak)])
+def test_slow_bodies_are_cut_at_the_handler_deadline(daemon, count: int) -> None:
     """slowhttptest -B: their heads are whole, and each takes a lane for that long; good clients have theirs between."""
-    served = daemon("parking_handlers:Page", *options(timeouts__handler="500ms"), workers=2, threads=8)
+    served = daemon("parking_handlers:Page", *options(timeouts__handler="1500ms"), workers=2, threads=8)
     words = ["-B", "-c", str(count), "-r", str(count), "-i", "2", "-s", "8192", "-x", "20", "-p", "3"]
-    with slow_clients(served, *words, "-l", str(seconds)) as attack:
-        wait_for(lambda: served.status()["totals"]["timeouts"]["handler"], 30, "the first to be cut")
-        waits = []
-        while attack.poll() is None:
-            waits += newcomers(served, 1)
-        assert len(waits) > 3
+    with slow_clients(served, *words, "-l", "60"):
+        wait_for(lambda: served.status()["pool"]["busy"] or was_cut(served), 30, "the first of them")
+        newcomers(served, 5)
+        wait_for(lambda: was_cut(served) >= 16, 30, "all lanes to be cut")
+        newcomers(served, 5)
     counted = stopped(served)
-    assert counted["timeout_handler"] >= min(count, 16)
-    assert counted["served"] >= len(waits)
+    assert counted["served"] >= 10
+
+
+def was_cut(served) -> int:
+    """How many reached the handler deadline."""
+    return served.status()["totals"]["timeouts"]["handler"]
 
 
 @pytest.mark.timeout(300)
@@ -189,6 +200,26 @@ def test_every_one_of_500_kept_connections_is_served(
     counts = tmp_path / "counts"
     counts.write_bytes(bytes(8 * PORTS))
     served = daemon("parking_handlers:CountedPage", workers=workers, threads=threads, env={"COUNTS": str(counts)})
+    by_port: list[int] = []
+    while sum(by_port) < 10 * 500:  # on a machine that is so busy once more, for longer
+        before = memoryview(counts.read_bytes()).cast("Q").tolist()
+        keep_asking(served, seconds)
+        wait_for(lambda: is_at_rest(served.status()["pool"]), 60, "the last requests, of clients that have left")
+        after = memoryview(counts.read_bytes()).cast("Q").tolist()
+        by_port = sorted(filter(None, map(operator.sub, after, before)))
+        seconds *= 2
+    assert len(by_port) == 500
+    if seconds >= 60:
+        assert by_port[0] >= statistics.mean(by_port) / 4, (by_port[:10], statistics.mean(by_port), by_port[-10:])
+    assert served.stop() == 0
+
+
+def is_at_rest(pool: dict) -> bool:
+    return pool["busy"] == pool["parked"] == 0
+
+
+def keep_asking(served, seconds: int) -> None:
+    """wrk, which has no error to report."""
     command = [tool("wrk"), "-c", "500", "-t", "2", "-d", f"{seconds}s", "--timeout", "30s"]
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{served.port}/"],
@@ -199,11 +230,6 @@ def test_every_one_of_500_kept_connections_is_served(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Socket errors" not in done.stdout, done.stdout
-    by_port = sorted(filter(None, memoryview(counts.read_bytes()).cast("Q").tolist()))
-    assert len(by_port) == 500
-    if seconds >= 60:
-        assert by_port[0] >= statistics.mean(by_port) / 4, (by_port[:10], statistics.mean(by_port), by_port[-10:])
-    assert served.stop() == 0
 
 
 class Regulars:

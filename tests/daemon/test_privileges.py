@@ -177,6 +177,21 @@ def test_reload_that_would_need_root_fails_and_changes_nothing(daemon, place):
     assert ask(served, b"hello\n") == b"hello\n"
 
 
+def test_upgrade_that_would_need_root_fails_and_changes_nothing(daemon, place):
+    """Likewise; here already where the user may not run this Python, as where it is root's alone."""
+    config = place / "pool.toml"
+    config.write_text(f'[server]\nhandler = "{ECHO}"\nuser = "nobody"\nbind = ["tcp://127.0.0.1:0"]\n')
+    config.chmod(0o644)
+    served = daemon(None, "-c", str(config), bind=(), cwd=place)
+    config.write_text(config.read_text().replace(":0", ":944"))
+    done = served.cli("upgrade")
+    assert done.returncode == 1
+    assert "upgrade failed, nothing is changed: " in done.stderr
+    assert "Permission denied" in done.stderr
+    assert ask(served, b"hello\n") == b"hello\n"
+    assert served.status()["pid"] == served.pid
+
+
 def test_key_that_only_root_may_read_is_read_before_root_is_given_up(daemon, place, pki):
     """F14; a reload, which cannot read it again, changes nothing and says so, and check has said it before."""
     options = (*pki.server_options(), "--set", "server.user=nobody")
@@ -241,6 +256,15 @@ class TestCheck:
         )
         assert "hazard: tcp://127.0.0.1:80: only root can bind it" in said
         assert "hazard: unix:/run/pool.sock: nobody may not write in /run, and so cannot remove it" in said
+
+    def test_it_says_what_no_reload_could_read_again(self, place):
+        """The configuration itself."""
+        config = place / "pool.toml"
+        config.write_text('[server]\nuser = "nobody"\n')
+        config.chmod(0o600)
+        assert f"hazard: {config}: nobody may not read it: reloads" in self.check("-c", str(config), cwd=place)
+        os.chown(config, NOBODY.pw_uid, NOBODY.pw_gid)
+        assert "reloads and upgrades will fail" not in self.check("-c", str(config), cwd=place)
 
     def test_handler_is_tried_as_the_user(self, place):
         """One that only root can read is none."""

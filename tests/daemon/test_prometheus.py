@@ -13,7 +13,7 @@ from signal import SIGKILL, SIGSTOP, SIGTERM
 import measures
 import proc
 import pytest
-from clients import Counts, Storm, ask, wait_for
+from clients import Counts, Storm, ask, own_port, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from test_lifecycle import hold, release, wait_logged
 
@@ -29,7 +29,7 @@ def base(served) -> str:
 
 def get(served, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(base(served) + path, timeout=10) as answer:
+        with urllib.request.urlopen(base(served) + path, timeout=30) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -46,11 +46,12 @@ def scrape(served) -> dict[str, float]:
     return sums
 
 
-def helper(served) -> int:
-    """The exporter's pid."""
+def helper(served, but: int = 0) -> int:
+    """The exporter's pid, ``but`` not that one's."""
 
     def found() -> list[int]:
-        return [pid for pid in proc.children(served.pid) if proc.title(pid).startswith("poolserver: metrics")]
+        others = [pid for pid in proc.children(served.pid) if pid != but]
+        return [pid for pid in others if proc.title(pid).startswith("poolserver: metrics")]
 
     return wait_for(found, 10, "the exporter")[0]
 
@@ -171,10 +172,11 @@ def test_master_that_does_not_answer_is_not_healthy(daemon) -> None:
 
 def test_helper_leaves_with_its_master_and_its_address_is_free(daemon) -> None:
     """SIGKILL of the master: at once."""
-    served = daemon("handlers:LineHandler", *LOCAL)
-    url = base(served).removeprefix("http://")
+    url = f"127.0.0.1:{own_port()}"
+    served = daemon("handlers:LineHandler", "--set", f"metrics.bind=tcp://{url}")
+    assert scrape(served)["poolserver_workers"] == 2
     served.signal(SIGKILL)
-    assert served.wait_gone(5) == []
+    assert served.wait_gone(10) == []
     again = daemon("handlers:LineHandler", "--set", f"metrics.bind=tcp://{url}")
     assert scrape(again)["poolserver_workers"] == 2
 
@@ -182,10 +184,12 @@ def test_helper_leaves_with_its_master_and_its_address_is_free(daemon) -> None:
 def test_workers_and_helper_hold_nothing_of_each_other(daemon) -> None:
     """Nor do those that are forked later."""
     served = daemon("handlers:LineHandler", *LOCAL, workers=2)
-    os.kill(helper(served), SIGKILL)
+    first = helper(served)
+    os.kill(first, SIGKILL)
     served.ask("scale", 3)
-    wait_for(lambda: len(proc.children(served.pid)) == 4, 10, "the next helper")
-    own = helper(served)
+    own = helper(served, but=first)
+    assert get(served, "/healthz")[0] == 200  # whoever serves has closed what it inherited
+    wait_for(lambda: len(proc.children(served.pid)) == 4, 10, "the first one's burial")
     listening = Path("/proc/net/tcp").read_text()
     inodes = {line.split()[9] for line in listening.splitlines()[1:] if line.split()[3] == "0A"}
     held = {
@@ -234,14 +238,16 @@ def search_path(*first: Path) -> str:
 
 
 def test_scrape_is_cheap(daemon) -> None:
-    """Of 8 x 8 lanes, 10 ms of the master's and the helper's processor; seen: 3.6 (`make bench-operations`)."""
+    """Of 8 x 8 lanes, 10 ms of the master's and the helper's processor; seen: 3.6 (`make bench-operations`). Or, on a
+    machine that is slower, or shared with other tests, twice the time of what took 5 ms then."""
     served = daemon("handlers:LineHandler", *LOCAL, workers=8, threads=8)
     pids = [served.pid, helper(served)]
     scrape(served)
-    costs = []
+    costs, units = [], []
     for _ in range(3):
         before = measures.cpu_seconds(pids)
         for _ in range(5):
             get(served, "/metrics")
         costs.append((measures.cpu_seconds(pids) - before) / 5)
-    assert min(costs) < 0.01, costs
+        units.append(measures.unit_of_work())
+    assert min(costs) < max(0.01, 2 * max(units)), (costs, units)

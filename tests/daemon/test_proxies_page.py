@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from clients import free_port, wait_for
+from clients import own_port, wait_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "proxies.md"
 
@@ -57,7 +57,7 @@ def test_nginx_passes_clients_on_as_themselves(daemon, tmp_path):
     path = tmp_path / "hello.sock"
     options = ("--set", "proxy_protocol.mode=v1", "--set", "proxy_protocol.trusted=127.0.0.1")
     served = daemon("proxy_handlers:Whoami", *options, bind=["tcp://127.0.0.1:0", f"unix:{path}"], workers=1)
-    front = free_port(22000)
+    front = own_port()
     text = "".join(blocks("nginx")).replace("/run/hello.sock", str(path)).replace("20000", str(served.port))
     text = text.replace("listen 20080", f"listen 127.0.0.1:{front}").replace(
         "listen 20081", f"listen unix:{tmp_path}/web"

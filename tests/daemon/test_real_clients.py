@@ -247,8 +247,8 @@ class TestDnsperf:
         port = daemon("poolserver.examples.dns:DNSHandler", bind="udp://127.0.0.1:0").port
         queries = tmp_path / "queries"
         queries.write_text("www.example A\nmail.example AAAA\nnobody.invalid A\nexample ANY\n")
-        # At most 40 under way, which any receive buffer has room for; 5 s until one counts as lost.
-        report = run("dnsperf", "-s", "127.0.0.1", "-p", port, "-d", queries, "-n", 500, "-c", 8, "-q", 40, "-t", 5)
+        # At most 40 under way, which any receive buffer has room for; 20 s until one counts as lost.
+        report = run("dnsperf", "-s", "127.0.0.1", "-p", port, "-d", queries, "-n", 500, "-c", 8, "-q", 40, "-t", 20)
         assert number(r"Queries sent: +(\d+)", report) == 2000
         assert number(r"Queries completed: +(\d+)", report) == 2000
         assert number(r"Queries lost: +(\d+)", report) == 0
@@ -261,7 +261,7 @@ class TestDnsperf:
         served = daemon("poolserver.examples.dns:DNSHandler", bind="udp://127.0.0.1:0")
         queries = tmp_path / "queries"
         queries.write_text("www.example A\n")
-        words = ["-s", "127.0.0.1", "-p", served.port, "-d", queries, "-l", seconds, "-Q", 1000, "-q", 40, "-t", 5]
+        words = ["-s", "127.0.0.1", "-p", served.port, "-d", queries, "-l", seconds, "-Q", 1000, "-q", 40, "-t", 20]
         with beside("dnsperf", *words) as client:
             reload_often(served, times)
         report = client.result()

@@ -5,13 +5,7 @@ import sys
 from signal import SIGKILL
 
 import pytest
-from clients import Address, ask, wait_for
-
-
-def free_port() -> int:
-    """A port that nobody had a moment ago, for a daemon whose ready line nobody can read."""
-    with socket.create_server(("127.0.0.1", 0)) as finder:
-        return finder.getsockname()[1]
+from clients import Address, ask, own_port, wait_for
 
 
 class Blind:
@@ -145,12 +139,13 @@ class TestSecondStart:
 
     def test_right_after_a_killed_master_binds_at_first_try(self, daemon):
         """Its orphans let go of the address before they have finished (F09)."""
-        first = daemon("handlers:OrderHandler", workers=4)
-        port, workers = first.port, first.workers()
+        bind = f"tcp://127.0.0.1:{own_port()}"
+        first = daemon("handlers:OrderHandler", bind=bind, workers=4)
+        workers = first.workers()
         assert first.stop(SIGKILL) == -SIGKILL
-        wait_for(lambda: "the master is gone" in first.log() or not first.processes(), 5, "the orphans to notice")
-        assert first.wait_gone(5) == []
-        second = daemon("handlers:OrderHandler", bind=f"tcp://127.0.0.1:{port}")
+        wait_for(lambda: "the master is gone" in first.log() or not first.processes(), 10, "the orphans to notice")
+        assert first.wait_gone(10) == []
+        second = daemon("handlers:OrderHandler", bind=bind)
         assert int(ask(second, b"pid\n")) not in workers
 
 
@@ -158,7 +153,7 @@ class TestStandardError:
     @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&- >&- 2>&-", "2> >(:)"])
     def test_that_cannot_be_written_stops_nobody(self, daemon, redirection):
         """Full disk, closed, a pipe that nobody has: it serves, survives handlers that raise, and ends with 0 (R20)."""
-        blind = Blind(free_port())
+        blind = Blind(own_port())
         program = ("/bin/bash", "-c", f'exec "$@" {redirection}', "bash", sys.executable, "-m", "poolserver", "run")
         served = daemon("handlers:OrderHandler", bind=blind.url, workers=1, program=program, ready=False)
         wait_for(lambda: served.process.poll() is not None or blind.is_up(), 20, "the first answer")

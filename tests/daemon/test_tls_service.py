@@ -15,7 +15,7 @@ import pytest
 import tls_handlers
 from clients import Storm, connect, read_line, wait_for
 from pki import Pki
-from test_proxy import has_ended, totals, v2
+from test_proxy import has_ended, v2
 
 TLS = "tls://127.0.0.1:0"
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -42,9 +42,17 @@ def client_context(pki: Pki, name: str = "", version: str = "") -> ssl.SSLContex
     return context
 
 
+class Disposed(ssl.SSLSocket):
+    """wrap_socket forgets to close it where the server has reset the connection already. Source: CPython, ssl.py."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @contextlib.contextmanager
 def secure(served, context: ssl.SSLContext, index: int = 0, before: bytes = b"", **options) -> Iterator[ssl.SSLSocket]:
     """A client with TLS, for which no end is an end but one that the server says."""
+    context.sslsocket_class = Disposed
     with connect(served, index) as plain:
         plain.sendall(before)
         with context.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False, **options) as client:
@@ -104,8 +112,8 @@ def test_client_certificate_is_asked_for_verified_and_told(serve, pki):
         assert told(served, client_context(pki, "client", version))[-1] == "client"
         assert told(served, client_context(pki, version=version)) == []
         assert told(served, client_context(pki, "stranger", version)) == []
-    counted = totals(served, served=3)
-    assert (counted["accepted"], counted["tls"], counted["errors"]) == (7, 4, 0)
+    counted = served.counted(served=3, tls=4)
+    assert (counted["accepted"], counted["errors"]) == (7, 0)
     assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in served.log()
     assert "CERTIFICATE_VERIFY_FAILED" in served.log()
 
@@ -124,7 +132,7 @@ def test_old_version_is_refused(serve, pki):
     served = serve("tls_handlers:Tell", tls={"min_version": "1.3"})
     assert told(served, client_context(pki, version="1.2")) == []
     assert told(served, client_context(pki, version="1.3"))[0] == "TLSv1.3"
-    totals(served, tls=1, served=1)
+    served.counted(tls=1, served=1)
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -237,12 +245,13 @@ def test_hundred_stalled_handshakes_hold_no_lane(serve, pki):
             client.sendall(half_hello(pki))
         for client in stalled[1::3]:
             client.sendall(hello(pki))
-        wait_for(lambda: served.status()["parked"]["new"] == 100, 10, "all to be parked")
+        wait_for(lambda: served.status()["parked"]["new"] == 100, 20, "all to be parked")
         for _ in range(5):
             assert told(served, context)[0] == "TLSv1.3"
         assert not any(has_ended(client) for client in stalled[::3])
-    counted = wait_for(lambda: all_refused(served, 100), 10, "all to be counted")
-    assert (counted["accepted"], counted["served"]) == (105, 5)
+    counted = wait_for(lambda: all_refused(served, 100), 20, "all to be counted")
+    assert counted["accepted"] == 105
+    served.counted(served=5)
 
 
 def all_refused(served, count: int) -> dict | None:
@@ -253,24 +262,25 @@ def all_refused(served, count: int) -> dict | None:
 
 def test_stalled_handshakes_are_cut_at_their_timeout(serve, pki):
     """Wherever they stall, and though a byte comes now and then; a handshake that is done is no longer bounded."""
-    served = serve("tls_handlers:Tell", tls={"handshake_timeout": 1}, workers=1, threads=2)
+    served = serve("tls_handlers:Tell", tls={"handshake_timeout": 2}, workers=1, threads=2)
     with contextlib.ExitStack() as stack:
         patient = stack.enter_context(secure(served, client_context(pki)))
         read_line(patient)
+        start = time.monotonic()
         stalled = [stack.enter_context(connect(served)) for _ in range(4)]
         trickling = stalled[3]
         stalled[1].sendall(half_hello(pki))
         stalled[2].sendall(hello(pki))
-        octets, start = iter(hello(pki)), time.monotonic()
+        octets = iter(hello(pki))
         while not all(has_ended_or_is_reset(client) for client in stalled):
             assert time.monotonic() < start + 20
             with contextlib.suppress(OSError):
                 trickling.sendall(bytes([next(octets)]))
             threading.Event().wait(0.02)  # a trickle
-        assert time.monotonic() - start >= 0.8
+        assert time.monotonic() - start >= 2
         patient.sendall(b"still here\n")
         assert read_line(patient) == b"still here\n"
-    counted = totals(served, handshake=4)
+    counted = served.counted(handshake=4)
     assert counted["accepted"] == 5
 
 
@@ -307,7 +317,9 @@ def test_handshake_byte_by_byte_is_completed(serve, pki):
 
 def test_chain_that_a_slow_client_takes_bit_by_bit_holds_no_lane(serve, pki):
     """More than the send buffer holds: the park waits for room, too."""
-    served = serve("tls_handlers:Tell", tls={"certificate": pki.long_chain}, workers=1, threads=1)
+    served = serve(
+        "tls_handlers:Tell", tls={"certificate": pki.long_chain, "handshake_timeout": 60}, workers=1, threads=1
+    )
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_context(pki).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
     with socket.socket() as slow:
@@ -345,7 +357,7 @@ def test_line_means_data_under_tls(serve, pki, version):
                 reply += client.recv(100)
             assert reply.endswith(b"\none\ntwo\n")
             client.unwrap()
-    totals(served, served=3)
+    served.counted(served=3)
 
 
 def test_keep_alive_over_tls_holds_no_lane_between_requests(serve, pki):
@@ -378,7 +390,7 @@ def test_curl_keeps_its_connection_alive_over_tls(serve, pki):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == "TLSv1.3 127.0.0.1\n" * 3
-        totals(served, accepted=1)
+        served.counted(accepted=1)
 
 
 def test_tls_follows_the_proxy_header(serve, pki):
@@ -391,7 +403,7 @@ def test_tls_follows_the_proxy_header(serve, pki):
         assert told(served, context, before=v2("192.0.2.7")) == []
         assert told(served, context, before=v2("192.0.2.8"))[2] == "192.0.2.8"
         assert told(served, context) == []  # no header
-    counted = totals(served, per_source=1, proxy=1)
+    counted = served.counted(per_source=1, proxy=1)
     assert counted["tls"] == 0
 
 
@@ -408,7 +420,7 @@ def test_connections_before_their_handshake_move_when_their_worker_leaves(serve,
             client = stack.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
             assert read_line(client).startswith(b"TLSv1.3 ")
             client.close()
-    totals(served, served=30, accepted=30)
+    served.counted(served=30, accepted=30)
 
 
 def test_storm_over_reloads_is_lossless(serve, pki):
@@ -450,8 +462,8 @@ def test_what_is_no_handshake_is_refused_counted_and_said(serve, pki, sent, reas
             while client.recv(1000):
                 pass
     assert told(served, client_context(pki))[0] == "TLSv1.3"
-    counted = totals(served, served=1)
-    assert (counted["accepted"], counted["tls"], counted["errors"]) == (4, 3, 0)
+    counted = served.counted(served=1, tls=3)
+    assert (counted["accepted"], counted["errors"]) == (4, 0)
     assert f"is refused: TLS handshake: {reason}" in served.log()
     assert "Traceback" not in served.log()
 
@@ -462,7 +474,7 @@ def test_renegotiation_is_refused(serve, pki):
     done = s_client(served, "-tls1_2", "-CAfile", pki.ca, text=b"R\nhello\n")
     assert b"RENEGOTIATING" in done.stdout + done.stderr
     assert b"no renegotiation" in done.stderr
-    assert totals(served, errors=1)["accepted"] == 1
+    assert served.counted(errors=1)["accepted"] == 1
 
 
 # -- deadlines and ends
@@ -476,14 +488,14 @@ def test_client_that_falls_silent_is_cut_after_idle(serve, pki):
             read_line(client)
             with contextlib.suppress(ssl.SSLError):
                 assert client.recv(1) == b""
-    counted = totals(served, idle=2)
+    counted = served.counted(idle=2)
     assert counted["accepted"] == 2
     assert "Traceback" not in served.log()
 
 
 def test_long_answer_to_a_slow_client_is_not_cut(serve, pki):
-    """One write of four megabytes that takes three times idle: there is progress."""
-    served = serve("tls_handlers:Long", "--set", "timeouts.idle=1", workers=1, threads=1)
+    """One write of four megabytes that takes more than twice idle: there is progress."""
+    served = serve("tls_handlers:Long", "--set", "timeouts.idle=2", workers=1, threads=1)
     count, start = 0, time.monotonic()
     with connect(served) as plain:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -491,16 +503,16 @@ def test_long_answer_to_a_slow_client_is_not_cut(serve, pki):
             client.sendall(b"go\n")
             while chunk := client.recv(16384):
                 count += len(chunk)
-                ahead = start + 3 * count / tls_handlers.ANSWER_BYTES - time.monotonic()
+                ahead = start + 5 * count / tls_handlers.ANSWER_BYTES - time.monotonic()
                 threading.Event().wait(max(0.0, ahead))  # this reader is a slow one
     assert count == tls_handlers.ANSWER_BYTES
 
 
 def test_cut_does_not_look_like_an_end(serve, pki):
     """timeouts.handler shuts the connection down under the handler: no close_notify."""
-    served = serve("tls_handlers:Tell", "--set", "timeouts.handler=0.5", workers=1, threads=1)
+    served = serve("tls_handlers:Tell", "--set", "timeouts.handler=2", workers=1, threads=1)
     with secure(served, client_context(pki)) as client:
         read_line(client)
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
             client.recv(100)
-    totals(served, handler=1)
+    served.counted(handler=1)

@@ -82,7 +82,8 @@ def test_shows_the_service_live_and_leaves_the_terminal_as_it_was(daemon, termin
     wait_for(lambda: screen.read() is not None and screen.process.poll() is not None, 20, "the end of top")
     assert screen.process.returncode == 0
     assert termios.tcgetattr(screen.slave) == screen.modes
-    assert screen.read().rstrip().endswith("\x1b[?25h\x1b[?1049l")  # the cursor, and what was there before
+    # the cursor, and what was there before; the kernel may be late to bring it
+    wait_for(lambda: screen.read().rstrip().endswith("\x1b[?25h\x1b[?1049l"), 10, "the screen of before")
     assert served.stop() == 0
 
 

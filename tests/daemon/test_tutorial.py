@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from clients import free_port
+from clients import own_port
 from conftest import environment
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
@@ -41,7 +41,7 @@ def test_a_reader_gets_from_an_empty_folder_to_a_service_that_survives(daemon, t
     folder = tmp_path / "empty"
     folder.mkdir()
     env, commands = {}, 0
-    for kind, what, text in steps(TUTORIAL.read_text().replace("20000", str(free_port(21000)))):
+    for kind, what, text in steps(TUTORIAL.read_text().replace("20000", str(own_port()))):
         if kind == "file":
             (folder / what).write_text(text)
             continue

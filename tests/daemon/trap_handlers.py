@@ -12,6 +12,7 @@ import socketserver
 import sys
 import time
 import wsgiref.simple_server
+from pathlib import Path
 
 from handlers import LineHandler, OrderHandler
 
@@ -258,11 +259,11 @@ class ReusableUnixEcho(socketserver.DatagramRequestHandler):
 
 
 class TalkativeHandler(socketserver.StreamRequestHandler):
-    """Sends one line back, and logs it first."""
+    """Sends one line back, and logs it first, in more than a pipe takes at once."""
 
     def handle(self):
         line = self.rfile.readline(65536)
-        logging.getLogger("talkative").info("served %s", line.decode().strip())
+        logging.getLogger("talkative").info("served %s %s", line.decode().strip(), "x" * 5000)
         self.wfile.write(line)
 
 
@@ -274,6 +275,25 @@ class VerboseHandler(socketserver.StreamRequestHandler):
         for number in range(20):
             logging.getLogger("verbose").info("%d: %s", number, "x" * 1000)
         self.wfile.write(line)
+
+
+def stood_still():
+    """Seconds in which this thread neither ran nor waited for a processor: it waited for something else."""
+    ran, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    return time.monotonic() - (int(ran) + int(waited)) / 1e9
+
+
+class TimedHandler(socketserver.StreamRequestHandler):
+    """Logs twenty kilobytes for each line, and sends back how long the call that waited longest did so, in seconds."""
+
+    def handle(self):
+        self.rfile.readline(65536)
+        longest = 0.0
+        for number in range(20):
+            before = stood_still()
+            logging.getLogger("verbose").info("%d: %s", number, "x" * 1000)
+            longest = max(longest, stood_still() - before)
+        self.wfile.write(b"%.6f\n" % longest)
 
 
 class PrintingHandler(socketserver.StreamRequestHandler):

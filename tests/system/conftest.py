@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clients import PATIENCE, Fact, Served, Storm, ask, wait_for
+from clients import PATIENCE, Fact, Served, Storm, ask, connect, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 
-BOOT_TIMEOUT = 30.0
+BOOT_TIMEOUT = 45.0
 """Seconds until systemd runs; it takes half a second on an idle machine."""
 
 COMMAND_TIMEOUT = 40.0
@@ -45,7 +45,7 @@ class Sandbox:
         self.log_path = folder / "console"
         with (folder / "script").open("wb") as said:
             self.script = subprocess.Popen(
-                [script, "-t", "600", "-l", self.log_path, *options, *words, "--", "cat"],
+                [script, "-t", "600", "-b", "40", "-l", self.log_path, *options, *words, "--", "cat"],
                 stdin=subprocess.PIPE,  # its end is the end of the sandbox
                 stdout=said,
                 stderr=said,
@@ -124,6 +124,14 @@ class Sandbox:
     def ask(self, url: str, line: bytes, timeout: float = PATIENCE) -> bytes:
         """What is answered to a line."""
         return self.inside(lambda: ask(Served(url), line, timeout=timeout))
+
+    def refuses(self, url: str) -> bool:
+        """Whether nobody listens there any more: systemd closes what leaves its store when it comes to that."""
+        try:
+            self.inside(lambda: connect(Served(url)).close())
+        except ConnectionRefusedError:
+            return True
+        return False
 
     def storm(self, url: str, **options) -> Storm:
         """Clients that ask again and again, as in ``clients.Storm``."""

@@ -10,6 +10,8 @@ from clients import Served, ask, connect, read_line, wait_for
 
 URL = "tcp://127.0.0.1:20100"
 
+soak = [pytest.mark.soak, pytest.mark.timeout(180)]
+
 SERVICE = """
 [Unit]
 StartLimitIntervalSec=0
@@ -39,8 +41,8 @@ class TestReady:
         sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 2 -t 2"))
         sandbox.systemctl("start", "pool")
         assert sandbox.ask(URL, b"hello\n") == b"hello\n"
-        assert sandbox.show("pool", "StatusText").startswith("serving: 0 of 4 lanes busy, 0 parked; ")
-        wait_for(lambda: "; 1 accepted, " in sandbox.show("pool", "StatusText"), 20, "the status")
+        status = "serving: 0 of 4 lanes busy, 0 parked; 1 accepted, "
+        wait_for(lambda: sandbox.show("pool", "StatusText").startswith(status), 20, "the status")
         sandbox.systemctl("stop", "pool")
         assert sandbox.show("pool", "Result") == "success"
 
@@ -79,7 +81,7 @@ class TestStop:
     def test_stop_waits_for_open_connections(self, sandbox, mode):
         """Longer than the unit's own time-out, since the drain is extended as long as it goes on; also where systemd
         tells the workers, too (R66)."""
-        more = f"TimeoutStopSec=500ms\nKillMode={mode}"
+        more = f"TimeoutStopSec=1500ms\nKillMode={mode}"
         sandbox.unit("pool.service", service(f"handlers:OrderHandler -b {URL} -w 1", more))
         sandbox.systemctl("start", "pool")
         with sandbox.inside(lambda: connect(Served(URL))) as client:
@@ -88,7 +90,7 @@ class TestStop:
             sandbox.systemctl("stop", "--no-block", "pool")
             wait_for(lambda: sandbox.show("pool", "SubState") == "stop-sigterm", 10, "the stop")
             asked = time.monotonic()
-            wait_for(lambda: time.monotonic() > asked + 2, 10, "four times the time-out")
+            wait_for(lambda: time.monotonic() > asked + 3, 10, "twice the time-out")
             client.sendall(b"go on\n")
             assert read_line(client) == b"released\n"
         wait_for(lambda: sandbox.show("pool", "ActiveState") != "deactivating", 20, "the end")
@@ -104,14 +106,13 @@ class TestStop:
         sandbox.systemctl("stop", "pool")
         assert sandbox.show("pool", "NFileDescriptorStore") == "0"
         assert not sandbox.share.joinpath("pool.sock").exists()
-        with pytest.raises(ConnectionRefusedError):
-            sandbox.ask(URL, b"hello\n")
+        wait_for(lambda: sandbox.refuses(URL), 10, "the listener to be closed")
 
 
 class TestWatchdog:
     def test_stopped_master_is_restarted(self, sandbox):
         """SIGSTOP: its loop stands still, and so does the herald."""
-        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 2", "WatchdogSec=1s"))
+        sandbox.unit("pool.service", service(f"handlers:LineHandler -b {URL} -w 2", "WatchdogSec=2s"))
         sandbox.systemctl("start", "pool")
         first = sandbox.main_pid("pool")
         sandbox.kill(first, SIGSTOP)
@@ -134,22 +135,22 @@ class TestWatchdog:
             return read_line(client) == b"thawed\n"
 
         with sandbox.storm(URL, clients=8, timeout=1.0, exchange=freeze):
-            wait_for(lambda: "Watchdog timeout" in sandbox.log(), 30, "the watchdog")
+            wait_for(lambda: "Watchdog timeout" in sandbox.log(), 40, "the watchdog")
         wait_for(lambda: sandbox.main_pid("pool") not in (0, first), 20, "another master")
         wait_for(lambda: sandbox.show("pool", "SubState") == "running", 20, "its start")
-        assert sandbox.ask(URL, b"echo served again\n") == b"served again\n"
+        assert sandbox.ask(URL, b"echo served again\n", timeout=20) == b"served again\n"
         assert "gives no signs of life" in sandbox.service_log()
 
     def test_service_in_good_health_is_let_be(self, sandbox):
-        """Three of the watchdog's spans long, one of them in a drain."""
-        sandbox.unit("pool.service", service(f"handlers:OrderHandler -b {URL} -w 1", "WatchdogSec=1s"))
+        """For longer than the watchdog waits, and once more in a drain."""
+        sandbox.unit("pool.service", service(f"handlers:OrderHandler -b {URL} -w 1", "WatchdogSec=3s"))
         sandbox.systemctl("start", "pool")
-        assert sandbox.ask(URL, b"sleep 2\n") == b"slept\n"
+        assert sandbox.ask(URL, b"sleep 4\n") == b"slept\n"
         client = sandbox.inside(lambda: connect(Served(URL)))
         with client:
             client.sendall(b"echo\n")
             assert read_line(client) == b"\n"
-            client.sendall(b"sleep 1.5\n")
+            client.sendall(b"sleep 4\n")
             client.shutdown(SHUT_WR)
             sandbox.systemctl("stop", "pool")
             assert read_line(client) == b"slept\n"
@@ -199,8 +200,7 @@ class TestStore:
         sandbox.unit("pool.service", service(f"handlers:LineHandler -b {other} -w 1", environment="FDSTORE=8"))
         sandbox.systemctl("restart", "pool")
         assert sandbox.ask(other, b"hello\n") == b"hello\n"
-        with pytest.raises(ConnectionRefusedError):
-            sandbox.ask(URL, b"hello\n")
+        wait_for(lambda: sandbox.refuses(URL), 10, "the listener to be closed")
 
     def test_listener_that_a_reload_closes_leaves_the_store(self, sandbox):
         """And one that it opens goes there."""
@@ -215,10 +215,9 @@ class TestStore:
         wait_for(lambda: sandbox.show("pool", "NFileDescriptorStore") == "2", 10, "two in the store")
         sandbox.kill(first := sandbox.main_pid("pool"), SIGKILL)
         wait_for(lambda: sandbox.main_pid("pool") not in (0, first), 20, "another master")
-        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+        assert sandbox.ask(URL, b"hello\n", timeout=20) == b"hello\n"
         assert ask(Served(f"unix:{sandbox.share}/other.sock"), b"hello\n") == b"hello\n"
-        with pytest.raises(ConnectionRefusedError):
-            sandbox.ask("tcp://127.0.0.1:20101", b"hello\n")
+        assert sandbox.refuses("tcp://127.0.0.1:20101")
 
 
 SOCKET = """
@@ -268,13 +267,14 @@ class TestActivation:
         sandbox.systemctl("start", "pool.service")
         assert sandbox.ask(URL, b"hello\n") == b"hello\n"
 
-    def test_restarts_behind_a_socket_unit_cost_nobody(self, sandbox):
+    @pytest.mark.parametrize("restarts", [2, pytest.param(20, marks=soak)])
+    def test_restarts_behind_a_socket_unit_cost_nobody(self, sandbox, restarts):
         """The socket is systemd's: its queue goes on (R61)."""
         sandbox.unit("pool.socket", SOCKET.format(more="ListenStream=127.0.0.1:20100"))
         sandbox.unit("pool.service", service("handlers:LineHandler -b systemd: -w 2"))
         sandbox.systemctl("start", "pool.socket")
         with sandbox.storm(URL, clients=4, timeout=20) as storm:
-            for _ in range(2):
+            for _ in range(restarts):
                 storm.wait_for_more(100)
                 sandbox.systemctl("restart", "pool.service")
             storm.wait_for_more(100)
@@ -310,6 +310,7 @@ class TestUpgrade:
             for _ in range(2):
                 storm.wait_for_more(50)
                 self.upgrade(sandbox)
+                wait_for(lambda: sandbox.main_pid("pool.service") not in (0, *pids), 10, "systemd to know")
                 pids.append(sandbox.main_pid("pool.service"))
                 wait_for(lambda: not sandbox.is_alive(pids[-2]), 20, "the old master's end")
             storm.wait_for_more(50)
@@ -345,4 +346,4 @@ class TestUpgrade:
         code.write_text("from handlers import *\n")
         sandbox.kill(first, SIGKILL)
         wait_for(lambda: sandbox.main_pid("pool") not in (0, first), 20, "another master")
-        assert sandbox.ask(URL, b"hello\n") == b"hello\n"
+        assert sandbox.ask(URL, b"hello\n", timeout=20) == b"hello\n"

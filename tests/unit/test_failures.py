@@ -141,7 +141,7 @@ def test_exceptions_that_are_odd_are_logged_all_the_same(log: Log) -> None:
     assert all(text in log.text for text in ("one", "other", "__str__ failed", r"\ud800"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 @given(text=st.text(), name=st.text(min_size=1), times=st.sampled_from([1, 40, 400]))
 @example(text=FORGED, name=FORGED, times=40)
 def test_nothing_of_the_peers_acts_or_passes_for_a_line(log: Log, text: str, name: str, times: int) -> None:

@@ -64,7 +64,9 @@ def test_functions_that_workers_are_to_call_are_looked_up() -> None:
 
 
 @given(documents)
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_whatever_is_configured_is_examined_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, document: dict[str, Any]
 ) -> None:

@@ -99,6 +99,16 @@ def test_drain_is_told_once_and_extended_as_long_as_it_takes(scene: Scene) -> No
     assert scene.heard(1.0 + EXTENSION_INTERVAL) == ["EXTEND_TIMEOUT_USEC=15000000"]
 
 
+def test_master_that_has_handed_over_has_no_more_to_say(scene: Scene) -> None:
+    """Nor anything to wake up for, however long its workers still have."""
+    scene.serve()
+    scene.heard(0.0)
+    scene.pool.step(Command.STOP, 1.0)
+    scene.manager.is_muted = True
+    assert scene.heard(1.0) == []
+    assert scene.herald.deadline() == math.inf
+
+
 def test_news_that_could_not_be_told_is_told_later(scene: Scene, tmp_path: Path) -> None:
     """systemd's queue may be full: READY=1 must not be lost."""
     scene.serve()

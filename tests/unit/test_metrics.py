@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import socket
 from collections.abc import Iterator
 
@@ -156,6 +157,7 @@ def test_largest_sources_are_those_with_most_connections_and_most_refusals(liste
 def test_listeners_tell_what_waits(listeners: list[Listener]) -> None:
     """The queue as the kernel has it; drops where there can be any."""
     with socket.create_connection(listeners[0].socket.getsockname()):
+        select.select([listeners[0].socket], [], [], 10)
         tcp, udp = Scene(listeners).look()["listeners"]
     assert (tcp["queued"], tcp["backlog"], tcp["drops"]) == (1, 7, None)
     assert (udp["queued"], udp["backlog"], udp["drops"]) == (0, None, 0)

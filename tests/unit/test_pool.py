@@ -22,6 +22,8 @@ from poolserver.events import (
     ForkFailed,
     ListenerLost,
     NotPrepared,
+    Predecessor,
+    PredecessorIs,
     Prepare,
     Prepared,
     ReopenLogs,
@@ -200,11 +202,13 @@ def test_fork_refused_for_all_at_first_boot_ends_the_pool() -> None:
 
 
 def test_fork_refused_while_serving_backs_off() -> None:
-    """EAGAIN from fork is not tried again in the same instant."""
+    """EAGAIN from fork is not tried again in the same instant, and is no respawn."""
     driver = Driver(2).started()
     (start,) = starts(driver.step(WorkerExited(driver.serial_of(0), KILLED)))
     assert starts(driver.step(ForkFailed(start.serial, "EAGAIN"))) == []
+    assert driver.pool.respawns == 0
     assert len(starts(driver.step(after=0.6))) == 1
+    assert driver.pool.respawns == 1
 
 
 def test_worker_not_ready_in_time_is_killed_and_counts_as_failed() -> None:
@@ -983,3 +987,34 @@ class TestUpgrade:
         assert driver.pool.state is PoolState.DRAINING
         driver.step(Command.STOP_NOW)
         assert driver.pool.state is PoolState.STOPPING
+
+    @pytest.mark.parametrize(
+        ("last", "ends"),
+        [
+            (PredecessorIs(Predecessor.GONE), True),
+            (PredecessorIs(Predecessor.SILENT), True),
+            (Command.STOP_NOW, True),
+            (Command.STOP, False),
+        ],
+    )
+    def test_master_that_has_handed_over_stays_for_the_word_of_the_one_before(self, last: Event, *, ends: bool) -> None:
+        """Who knows nobody else to tell what its workers count; but not for one that is stopped, nor against orders."""
+        driver = Upgrader()
+        driver.step(PredecessorIs(Predecessor.LEAVES))
+        driver.step(SuccessorReady(4711))
+        for serial in driver.old:
+            actions = driver.step(WorkerExited(serial, "exited with code 0"))
+        assert driver.pool.deadline() is None
+        assert Finish(Ending.ASKED) not in actions
+        assert (Finish(Ending.ASKED) in driver.step(last)) is ends
+
+    @pytest.mark.parametrize("state", [Predecessor.HOLDS, Predecessor.SILENT])
+    def test_is_refused_while_the_master_before_is_stuck(self, state: Predecessor) -> None:
+        """It is named, and what to do about it."""
+        driver = Driver(2).started()
+        driver.pool.upgrade.predecessor_pid = 4710
+        driver.step(PredecessorIs(state))
+        (answer,) = answers(driver.step(Asked(Command.UPGRADE, ASKER)))
+        assert f"cannot upgrade: the master before this one (pid 4710) {state.value}; " in answer.reason
+        driver.step(PredecessorIs(Predecessor.GONE))
+        assert StartSuccessor() in driver.step(Command.UPGRADE)

@@ -1,5 +1,6 @@
 """The context of a service, and what a handler has for a connection; against the standard library's client."""
 
+import select
 import socket
 import ssl
 import threading
@@ -189,5 +190,6 @@ def test_reset_within_the_handshake_is_an_oserror(pki: Pki) -> None:
     with secured(ours, context(pki)) as secure:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         theirs.close()
+        select.select([secure], [], [], 10)
         with pytest.raises(ConnectionResetError):
             shake_hands(secure)
