@@ -53,6 +53,7 @@ man: $(DOCS_STAMP) ## poolserver.1 and poolserver.toml.5, in docs/_build/man
 	$(SPHINX) -b man docs docs/_build/man
 
 dist: man ## the wheel, manual pages within, in dist/
+	rm -f dist/poolserver-*.whl
 	$(DOCS_VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(DOCS_VENV)/bin/python -m zipfile --list dist/poolserver-*.whl | grep share/man/man1/poolserver.1
 
