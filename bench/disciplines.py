@@ -19,7 +19,8 @@ START_RUNS, RESPAWN_RUNS = 3, 10
 IDLE_DELAY, IDLE_SECONDS = 0.7, 1.0
 # Silent connections: one fewer than lanes, which every pool can hold, and far more.
 CROWDS = (15, 100, 1000, 5000)
-SETTLE_DELAY, NEWCOMER_TIMEOUT = 0.3, 1.0
+SETTLE_DELAY, NEWCOMER_TIMEOUT = 0.3, 2.0
+CONNECT_TIMEOUT = 10.0  # whose first packet found the backlog full is connected by its second, a second later
 MIB = 2**20
 PROGRAMS: Mapping[type[Load], str] = {RedisBenchmark: "redis-benchmark", Wrk: "wrk"}
 
@@ -111,7 +112,7 @@ class Course:
             for wanted in CROWDS:
                 try:
                     for _ in range(wanted - crowd):
-                        stack.enter_context(socket.create_connection(("127.0.0.1", server.port), NEWCOMER_TIMEOUT))
+                        stack.enter_context(socket.create_connection(("127.0.0.1", server.port), CONNECT_TIMEOUT))
                 except OSError:
                     break  # its backlog is full, or it has ended
                 crowd = wanted
