@@ -25,7 +25,7 @@ def draw(found: Mapping[str, Result], folder: Path) -> None:
     with mpl.rc_context(style):
         for name, (title, sections) in CHARTS.items():
             panels = [(found[section], metric, heading) for section, metric, heading in sections if section in found]
-            if len(panels) == len(sections):
+            if sections[0][0] in found:
                 save(chart(title, panels), folder / name)
 
 
@@ -56,9 +56,11 @@ def chart(title: str, panels: Sequence[tuple[Result, str, str]]) -> pyplot.Figur
     able = [each for each in first.standings if not each.cannot]
     labels = [each.label for each in sorted(able, key=lambda each: each.middle(metric), reverse=True)]
     height = ROW_INCHES * len(labels) + HEAD_INCHES
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(WIDTH_INCHES, height), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(WIDTH_INCHES, height), sharey=True, squeeze=False, layout="constrained"
+    )
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    for axis, (result, name, heading) in zip(axes, panels, strict=True):
+    for axis, (result, name, heading) in zip(axes[0], panels, strict=True):
         bars(axis, result, name, labels)
         axis.set_xlabel(heading, color=INK)
     return figure

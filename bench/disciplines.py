@@ -15,11 +15,12 @@ from running import Running, group, private_bytes, proportional_bytes
 from speed import measured
 from standings import Result, Standing, rounded
 
-START_RUNS, RESPAWN_RUNS = 5, 10
+START_RUNS, RESPAWN_RUNS = 3, 10
 IDLE_DELAY, IDLE_SECONDS = 0.7, 1.0
 # Silent connections: one fewer than lanes, which every pool can hold, and far more.
 CROWDS = (15, 100, 1000, 5000)
-SETTLE_DELAY, NEWCOMER_TIMEOUT = 0.5, 2.0
+SETTLE_DELAY, NEWCOMER_TIMEOUT = 0.3, 2.0
+CONNECT_TIMEOUT = 10.0  # whose first packet found the backlog full is connected by its second, a second later
 MIB = 2**20
 PROGRAMS: Mapping[type[Load], str] = {RedisBenchmark: "redis-benchmark", Wrk: "wrk"}
 
@@ -46,7 +47,12 @@ class Course:
             Standing(each.label, {} if each.cannot else columns(samples.turns[each.label]), each.cannot)
             for each in entrants
         ]
-        return Result(standings, against, facts={"disturbance_cpus": round(samples.disturbance, 3)})
+        facts = {
+            "requests": load.count,
+            "concurrent": load.concurrent,
+            "disturbance_cpus": round(samples.disturbance, 3),
+        }
+        return Result(standings, against, facts=facts)
 
     def one_by_one(self, entrants: Sequence[Entrant], measure: Callable[[Entrant], Figures]) -> Result:
         """Each has the machine to itself."""
@@ -106,7 +112,7 @@ class Course:
             for wanted in CROWDS:
                 try:
                     for _ in range(wanted - crowd):
-                        stack.enter_context(socket.create_connection(("127.0.0.1", server.port), NEWCOMER_TIMEOUT))
+                        stack.enter_context(socket.create_connection(("127.0.0.1", server.port), CONNECT_TIMEOUT))
                 except OSError:
                     break  # its backlog is full, or it has ended
                 crowd = wanted

@@ -27,12 +27,22 @@ def table(name: str, found: Mapping[str, Result]) -> Iterator[str]:
         yield from markdown(figures.HEADING, [emphasised(each) for each in figures.judged(found)])
     elif name == "machine":
         yield from machine(found)
+    elif name not in found:
+        yield "Not measured yet."
     else:
         result = found[name]
         yield from markdown(result.heading, list(result.rows()))
         yield ""
-        at, rounds = result.facts["at"], result.facts["rounds"]
-        yield f"{at}, {rounds} rounds." if result.against else f"{at}."
+        yield circumstances(result)
+
+
+def circumstances(result: Result) -> str:
+    """When, how often, and how much of the machine others had."""
+    facts = result.facts
+    if "disturbance_cpus" in facts:
+        others = f"other processes took {facts['disturbance_cpus']:.2f} processors in its median lap"
+        return f"{facts['at']}, {facts['rounds']} rounds; {others}."
+    return f"{facts['at']}; load average {facts['load_average'][0]:.1f} at its end."
 
 
 def emphasised(found: figures.Judged) -> list[str]:

@@ -87,8 +87,8 @@ class Overload(Load):
     """Many more clients than lanes, whose failures are counted."""
 
     def lighter(self) -> Self:
-        """A wait in a crowd is that of everybody before."""
-        return self
+        """Half as much, and everybody once: a wait in a crowd is that of everybody before."""
+        return replace(self, count=max(self.concurrent, self.count // 2))
 
     def put_on(self, port: int) -> Outcome:
         """Run the crowd against a port."""

@@ -46,7 +46,7 @@ from versions import versions
 SHAPE = "poolserver 16×1"
 OVERLOADED = "poolserver 32×1"
 IN_FLIGHT, KEPT, CLIENTS, LANES = 4, 16, 1000, 32
-SHORT, REQUESTS, PAGES, CROWD = 2000, 6000, 2000, 2500
+SHORT, SHORT_PAGES, REQUESTS, PAGES, CROWD = 1500, 1000, 6000, 1500, 2000
 NEEDED_FILES = 6000  # the crowd's of `held`, and some
 
 Section = Callable[[Course], Result]
@@ -69,40 +69,40 @@ def page_rounds(load: Load, lanes: int = entrants.LANES, against: str = SHAPE) -
 
 
 SECTIONS: dict[str, tuple[str, float, Section]] = {
-    "short": ("One short connection, a line each way", 80, short),
-    "kept": ("One request of 16 kept connections", 65, line_rounds(Load("kept-pings", REQUESTS, KEPT), "every")),
+    "short": ("One short connection, a line each way", 75, short),
+    "kept": ("One request of 16 kept connections", 40, line_rounds(Load("kept-pings", REQUESTS, KEPT), "every")),
     "redis-short": (
         "redis-benchmark, a connection for each PING",
-        95,
+        60,
         line_rounds(RedisBenchmark("pings", SHORT, KEPT), "once"),
     ),
     "redis-kept": (
         "redis-benchmark, 16 kept connections",
-        60,
+        45,
         line_rounds(RedisBenchmark("kept-pings", REQUESTS, KEPT), "every"),
     ),
-    "http-short": ("One short HTTP connection", 50, page_rounds(Overload("gets", SHORT, IN_FLIGHT))),
+    "http-short": ("One short HTTP connection", 50, page_rounds(Overload("gets", SHORT_PAGES, IN_FLIGHT))),
     "http-kept": ("One HTTP request of 16 kept connections", 45, page_rounds(Load("kept-gets", PAGES, KEPT))),
-    "wrk-short": ("wrk, a connection for each GET", 140, page_rounds(Wrk("gets", 0, KEPT))),
-    "wrk-kept": ("wrk, 16 kept connections", 140, page_rounds(Wrk("kept-gets", 0, KEPT))),
+    "wrk-short": ("wrk, a connection for each GET", 135, page_rounds(Wrk("gets", 0, KEPT))),
+    "wrk-kept": ("wrk, 16 kept connections", 135, page_rounds(Wrk("kept-gets", 0, KEPT))),
     "overload": (
         "Overload: 1,000 clients, 32 lanes, a line each",
-        130,
+        85,
         line_rounds(Overload("pings", CROWD, CLIENTS), "once", LANES, OVERLOADED),
     ),
     "http-overload": (
         "Overload: 1,000 clients, 32 lanes, a GET each",
-        80,
-        page_rounds(Overload("gets", PAGES, CLIENTS), LANES, OVERLOADED),
+        65,
+        page_rounds(Overload("gets", CROWD, CLIENTS), LANES, OVERLOADED),
     ),
     "memory": (
         "Memory, and CPU spent on nobody",
         65,
         lambda on: on.one_by_one(entrants.all_kinds(on.scratch), on.memory),
     ),
-    "start": ("Start", 60, lambda on: on.one_by_one(entrants.all_kinds(on.scratch), on.start)),
-    "respawn": ("Respawn", 40, lambda on: on.one_by_one(entrants.one_worker(on.scratch), on.respawn)),
-    "held": ("Silent connections", 60, lambda on: on.one_by_one(entrants.silent(on.scratch), on.held)),
+    "start": ("Start", 30, lambda on: on.one_by_one(entrants.all_kinds(on.scratch), on.start)),
+    "respawn": ("Respawn", 25, lambda on: on.one_by_one(entrants.one_worker(on.scratch), on.respawn)),
+    "held": ("Silent connections", 75, lambda on: on.one_by_one(entrants.silent(on.scratch), on.held)),
 }
 """Title, about how many seconds it takes on two cores, and what is done."""
 
