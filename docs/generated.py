@@ -77,7 +77,7 @@ def sample_notes() -> dict[str, str]:
     section, comment, first = "", list[str](), ""
     for line in SAMPLE.read_text().splitlines():
         if line.startswith("["):
-            section = line.strip("[]")
+            section, comment = line.strip("[]"), []  # what stands above it is about the file
         elif line.startswith("# "):
             comment, first = ([line[2:]] if first else [*comment, line[2:]]), ""
         elif " = " in line:

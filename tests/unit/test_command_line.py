@@ -55,11 +55,11 @@ def typed(words: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
         ("rnu", 2, "Error: No such command 'rnu'."),
         ("run --bnid x", 2, "--bnid"),
         ("scale", 2, "Error: Missing argument 'N'."),
-        ("run", 2, "poolserver: no handler: name one as package.module:attribute, "),
+        ("run", 2, "poolserver: no handler: name one as package.module:attribute (try poolserver.examples."),
         (
             "unit",
             2,
-            "poolserver: no handler: name one as package.module:attribute, or in -c FILE as server.handler",
+            "EchoHandler), or as server.handler in -c FILE",
         ),
         ("run a:b --set threads=4", 2, "poolserver: --set threads=4: want SECTION.KEY=VALUE, as in "),
         ("run a:b --set pool.thread=4", 78, 'pool.thread: unknown key (did you mean "threads"?)'),

@@ -1,19 +1,18 @@
 """What README and docs/ tell people to write is what poolserver takes: configurations, commands, handlers, links."""
 
-import json
-import os
+import ast
+import functools
 import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
+from pages import DOCS, PAGES, ROOT, Block, blocks, commands, outside, typed, write_files
 
 import poolserver
 from poolserver import cli, handlers, tls
@@ -21,48 +20,67 @@ from poolserver.address import parse
 from poolserver.config import Loaded, Option, load
 from poolserver.rows import Outcome
 from poolserver.sections import SECTIONS
+from poolserver.tally import Tally
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
-import generated  # noqa: E402 - it is beside the pages, not beside the tests
-
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
-
-BLOCK = re.compile(
-    r"(?:`(?P<file>[^`\n]+\.(?:py|toml))`[^\n]*:\n\n)?^(?P<indent> *)```(?P<kind>\w+)\n(?P<text>.*?)^ *```$",
-    re.MULTILINE | re.DOTALL,
-)
-"""A fenced block, and the name of the file that it is said to be."""
+import generated
 
 SETTING = re.compile(r"--set (?!section\.key)([a-z]+\.[a-z0-9_]+)=([^\s`]+)")
-COMMAND = re.compile(
-    r"^(?:\$ | {4})((?:[A-Z_]+=\S+ )*(?:\S*/)?poolserver [-a-z].*)$|^(/\S*/poolserver .*)$", re.MULTILINE
-)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 OF_A_SHELL = {"|", "&", "&&", ">", "2>"}
 
+ANYWHERE = {
+    "toml": "test_every_configuration_shown_loads",
+    "python": "test_python_shown_compiles, and test_every_service_shown_serves",
+    "console": "test_every_command_shown_is_one; those that serve or ask by tests/daemon/test_pages.py",
+    "text": "test_what_is_quoted_can_be_said",
+    "{toctree}": "make docs",
+    "{eval-rst}": "make docs",
+}
+"""By which test a block is run, in any page."""
 
-def blocks(page: Path, kind: str) -> list[tuple[str, str]]:
-    """The name, if it has one, and the text of each block of a kind."""
-    found = BLOCK.finditer(page.read_text())
-    return [(Path(each["file"] or "").name, textwrap.dedent(each["text"])) for each in found if each["kind"] == kind]
+ONLY_IN = {
+    ("changing", "sh"): "test_switched_link_leads_to_the_new_release, test_every_order_shown_is_obeyed",
+    ("containers", "dockerfile"): "tests/unit/test_containers_page.py",
+    ("containers", "yaml"): "tests/unit/test_containers_page.py",
+    ("deploy-systemd", "sh"): "tests/system/test_deploy_page.py",
+    ("deploy-systemd", "ini"): "test_drop_in_is_one",
+    ("proxies", "haproxy"): "tests/daemon/test_proxies_page.py",
+    ("proxies", "nginx"): "tests/daemon/test_proxies_page.py",
+    ("tls", "sh"): "test_tls_client_shown_talks",
+}
 
+OTHER_PROGRAMS = {
+    "README": {"make", "python3", ".", "pip"},
+    "tutorial": {"python3", ".", "pip", "python"},
+    "tls": {"openssl"},
+}
+"""What is typed beside poolserver, where something runs or looks at it: make's targets, the tutorial, the fixture."""
 
-def commands(page: Path) -> list[str]:
-    """Every call of poolserver that the page shows."""
-    return [found[1] or found[2] for found in COMMAND.finditer(page.read_text())]
+NOT_LOGGED = {"tutorial", "control-socket", "hung-lanes"}
+"""Whose quotations test_tutorial.py and test_pages.py compare with what is said."""
 
 
 def name(value: object) -> str | None:
     return value.stem if isinstance(value, Path) else None
 
 
-FILES = [(page, text) for page in PAGES for _, text in blocks(page, "toml")]
+FILES = [(page, block.text) for page in PAGES for block in blocks(page, "toml")]
 SETTINGS = [(page, *found.groups()) for page in PAGES for found in SETTING.finditer(page.read_text())]
 SHOWN = [page for page in PAGES if commands(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_block_is_without_a_test(page: Path) -> None:
+    """One in a new language, or of another program, or that is merely indented, wants one."""
+    for block in blocks(page):
+        assert block.language in ANYWHERE or (page.stem, block.language) in ONLY_IN, f"{block}: no test runs it"
+    for line in (each for block in blocks(page, "console") for each in block.text.splitlines() if each[:2] == "$ "):
+        words = [word for word in line.split()[1:] if "=" not in word]
+        assert words[0] in {"poolserver", *OTHER_PROGRAMS.get(page.stem, ())}, f"{page.name}: {line}: no test runs it"
+    assert not re.search(r"^(?![-*0-9 ]).*\n\n {4,}\S", outside(page), re.MULTILINE), f"{page.name}: fence it"
 
 
 @pytest.mark.parametrize(("page", "text"), FILES, ids=name)
@@ -90,12 +108,10 @@ def test_there_is_something_to_load() -> None:
 @pytest.fixture
 def site(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of the page's reader: the tutorial's files, those that the page names, a certificate."""
-    for source in (DOCS / "tutorial.md", page):
-        for file, text in [*blocks(source, "python"), *blocks(source, "toml")]:
-            if file:
-                (tmp_path / file).write_text(text)
-    for line in re.findall(r"^\$ (openssl req .*)$", page.read_text(), re.MULTILINE):
-        subprocess.run(shlex.split(line), cwd=tmp_path, check=True, capture_output=True, timeout=30)
+    write_files(page, tmp_path)
+    for line in typed(page):
+        if line.startswith("openssl req "):
+            subprocess.run(shlex.split(line), cwd=tmp_path, check=True, capture_output=True, timeout=30)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -155,8 +171,48 @@ def attempt(loaded: Loaded) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_python_shown_compiles(page: Path) -> None:
     """Every block."""
-    for file, text in blocks(page, "python"):
-        compile(text, f"{page.name}: {file}", "exec")
+    for block in blocks(page, "python"):
+        compile(block.text, str(block), "exec")
+
+
+@functools.cache
+def messages() -> list[re.Pattern[str]]:
+    """What poolserver's sources may say, as expressions. What a flood comes to is put together of several."""
+    flood = Tally(lambda _count: [("192.0.2.7", 5)]).lines({"refused_per_source": 5}, 0.0)
+    found = [re.compile(re.sub(r"\d+(\\\.\d+)*", "[0-9.]+", re.escape(line))) for line in flood]
+    for path in (ROOT / "poolserver").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [each.value if isinstance(each, ast.Constant) else "%s" for each in node.values]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                parts = [node.value]
+            else:
+                continue
+            pieces = re.split(r"%[-+0-9.]*[sdrfgx]", "".join(map(str, parts)))
+            if len("".join(pieces)) > MIN_SAID and "\n" not in "".join(pieces):
+                found.append(re.compile(".*".join(map(re.escape, pieces))))
+    return found
+
+
+MIN_SAID = 6
+"""Characters that a message has beside what it is filled with, or it would be taken for anything."""
+
+LOGGED = re.compile(r"^(?:\S+ )?(?:DEBUG|INFO|WARNING|ERROR) (?:master|worker \d+) \[\d+\]: (.+)$")
+ACCESS = re.compile(r"^access: (?:\S+=\S+ ?)+$")
+ACCESS_FIELDS = re.findall(r'^ {8}"(\w+)": ', (ROOT / "poolserver" / "access.py").read_text(), re.MULTILINE)
+READY = re.compile(r"^poolserver: ready on \S+ \(pid \d+, \d+ workers x \d+ lanes\)$")
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "text")], ids=str)
+def test_what_is_quoted_can_be_said(block: Block) -> None:
+    """Each line of the log that a page quotes is one that the sources have the words for."""
+    for line in block.text.splitlines():
+        if logged := LOGGED.match(line):
+            assert any(each.fullmatch(logged[1]) for each in messages()), f"{block}: nobody says {line!r}"
+        elif ACCESS.match(line):
+            assert re.findall(r"(\w+)=", line) == ACCESS_FIELDS, f"{block}: {line}"
+        else:
+            assert READY.match(line) or block.page.stem in NOT_LOGGED, f"{block}: no test compares {line!r}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -197,10 +253,12 @@ def anchors(page: Path) -> set[str]:
 def test_reference_has_every_key_option_metric_and_name() -> None:
     """What is made from the code is made from all of it."""
     page = {each.stem: generated.filled(each.read_text()) for each in PAGES}
+    notes = generated.sample_notes()
+    assert notes["server.handler"].startswith("What serves a connection: ")
     for section, keys in SECTIONS.items():
         for key in keys:
             assert f"### `{section}.{key}`\n\n" in page["configuration"]
-            assert generated.sample_notes()[f"{section}.{key}"]
+            assert notes[f"{section}.{key}"]
     for command, each in cli.cli.commands.items():
         assert f"### {command}\n" in page["command-line"]
         for option in (name for parameter in each.params for name in parameter.opts if name.startswith("--")):
@@ -221,34 +279,14 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert found == {page.stem for page in DOCS.glob("*.md")}
 
 
-class TestContainersPage:
-    """docs/containers.md: what goes into an image, and into a cluster."""
-
-    text = (DOCS / "containers.md").read_text()
-
-    def test_image_runs_a_command_of_ours(self) -> None:
-        """ENTRYPOINT with CMD, and HEALTHCHECK, in the form that needs no shell."""
-        pattern = re.compile(r"\b(HEALTHCHECK|ENTRYPOINT|CMD)\b[^\[\n]*(\[.*\])$", re.MULTILINE)
-        found: dict[str, Any] = {word: json.loads(words) for word, words in pattern.findall(self.text)}
-        for words in (found["ENTRYPOINT"] + found["CMD"], found["HEALTHCHECK"]):
-            assert words[0] == "poolserver"
-            assert cli.cli.commands[words[1]].make_context(words[1], words[2:])
-
-    def test_cluster_gives_it_the_time_that_it_may_take(self, tmp_path: Path) -> None:
-        """The configuration in the manifest loads, and what stands around it agrees with it."""
-        inner = re.search(r"^  hello\.toml: \|\n((?:    .*\n|\n)+)", self.text, re.MULTILINE)
-        assert inner is not None
-        path = tmp_path / "hello.toml"
-        path.write_text(textwrap.dedent(inner[1]))
-        settings = load(path, {}, {}).config
-        grace = re.search(r"terminationGracePeriodSeconds: (\d+)", self.text)
-        assert grace is not None
-        assert settings.timeouts.graceful + settings.timeouts.lame_duck + 5 <= int(grace[1])
-        ports = re.findall(r"containerPort: (\d+)", self.text)
-        urls = (*settings.server.bind, settings.metrics.bind)
-        assert [url.rpartition(":")[2] for url in urls] == ports
-        for words in re.findall(r"(?:args|command): (\[.*\])$", self.text, re.MULTILINE):
-            given = [word for word in json.loads(words) if word != "poolserver"]
-            assert cli.cli.commands[given[0]].make_context(given[0], given[1:])
-        folders = re.findall(r"mountPath: (\S+?)\}", self.text)
-        assert os.path.dirname(settings.control.socket) in folders  # noqa: PTH120 - of a path that is not here
+def test_drop_in_is_one(tmp_path: Path) -> None:
+    """What `systemctl edit` is given, beside a service of that name: systemd knows every word of it."""
+    (block,) = blocks(DOCS / "deploy-systemd.md", "ini")
+    folder = tmp_path / "hello.service.d"
+    folder.mkdir()
+    (folder / "override.conf").write_text(block.text)
+    for unit in ("hello.service", "page-me@.service"):
+        (tmp_path / unit).write_text("[Service]\nExecStart=/bin/true\n")
+    command = ["systemd-analyze", "verify", str(tmp_path / "hello.service")]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
