@@ -57,7 +57,7 @@ OWN = [
 def local(text: str, folder: Path) -> str:
     """Ports of the kernel's choice, sockets in the folder."""
     text = re.sub(r"(tcp://[0-9.]+):[0-9]+", r"\1:0", text)
-    return text.replace("/tmp/", f"{folder}/")
+    return text.replace("unix:/tmp/", f"unix:{folder}/")
 
 
 def serve(daemon, page: Path, line: str, folder: Path) -> Daemon:
