@@ -9,7 +9,7 @@ COMPILE = $(BIN)/python -m compileall -q poolserver tests
 # Tests wait on facts, not on the processor, so a few more workers than cores is right.
 JOBS ?= 4
 
-.PHONY: run test test-library soak lint docs man dist bench bench-flood bench-parking bench-operations clean
+.PHONY: run test test-library soak lint docs man dist bench bench-page bench-flood bench-parking bench-operations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -57,8 +57,19 @@ dist: man ## the wheel, manual pages within, in dist/
 	$(DOCS_VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(DOCS_VENV)/bin/python -m zipfile --list dist/poolserver-*.whl | grep share/man/man1/poolserver.1
 
-bench: $(STAMP) ## CPU for one connection, side by side
-	$(BIN)/python bench/accept.py
+# Contestants in Python, and what draws the charts. One that cannot be installed is named in the tables, and is no error.
+BENCH_STAMP := $(VENV)/.bench-installed
+
+$(BENCH_STAMP): $(STAMP)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+bench: $(BENCH_STAMP) ## poolserver beside what users could run instead; in about fifteen minutes on two cores
+	$(BIN)/python bench/side_by_side.py
+
+bench-page: $(BENCH_STAMP) ## the charts, and the tables of docs/performance.md, from bench/results
+	$(BIN)/python bench/charts.py
+	$(BIN)/python bench/page.py
 
 bench-flood: $(STAMP) ## what floods do, here and to the stock recipes, and what limits cost
 	$(BIN)/python bench/flood.py

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import program
 import siege
-from contestants import Contestant, poolserver
+from contestants import Contestant, deadlines, every_limit, poolserver
 from report import Limit, Row
 from rounds import Load, Progress, alternate
 from running import Running
@@ -32,7 +32,6 @@ from speed import ONE_LINE, Comparison, check_clock, compared, figures_of_each
 EVERY_LIMIT = Limit(1.10)
 REFUSAL = Limit(0.60)
 SHAPE = (16, 1)  # threads take turns at the interpreter's lock in ways that differ more than limits cost
-NETWORKS = 5000  # in each of two lists: as much as an operator could paste from a block list
 ANSWER_TIMEOUT = 10.0
 
 NOTHING = "no limits"
@@ -48,17 +47,7 @@ COMPARISONS = (
 def contestants() -> list[Contestant]:
     """The same service, with limits that refuse nobody; and services that refuse everybody, so that it matters not what
     they would serve, but for the one who is held."""
-    lists = {name: ",".join(networks(first)) for name, first in (("deny", 10), ("exempt", 11))}
-    limits = [
-        "limits.per_source=1000",
-        "limits.rate_per_source=1000000/s",
-        "limits.burst=1000000",
-        "limits.allow=0.0.0.0/0,::/0",
-        f"limits.deny={lists['deny']}",
-        f"limits.exempt={lists['exempt']}",
-        "limits.ban_after=1000",
-    ]
-    deadlines = ["timeouts.first_byte=30", "timeouts.handler=60"]
+    limits = every_limit()
     refusing = {
         "refused: denied": "limits.deny=127.0.0.0/8",
         "refused: rate": "limits.rate_per_source=1/h",
@@ -68,7 +57,7 @@ def contestants() -> list[Contestant]:
     return [
         poolserver(ONE_LINE, *SHAPE, label=NOTHING),
         poolserver(ONE_LINE, *SHAPE, *limits, label="every limit"),
-        poolserver(ONE_LINE, *SHAPE, *limits, *deadlines, label="limits, deadlines"),
+        poolserver(ONE_LINE, *SHAPE, *limits, *deadlines(), label="limits, deadlines"),
         *(
             poolserver(siege.ECHO, *SHAPE, setting, for_long, label=label, load_kind="refusals")
             for label, setting in refusing.items()
@@ -76,14 +65,9 @@ def contestants() -> list[Contestant]:
     ]
 
 
-def networks(first: int) -> Iterator[str]:
-    """NETWORKS that do not touch each other, in FIRST.0.0.0/8."""
-    return (f"{first}.{number >> 8}.{number & 255}.0/25" for number in range(NETWORKS))
-
-
 def cost(options: Namespace, scratch: Path, progress: Progress) -> Iterator[Row]:
     """CPU for one connection with one line each way, or refused."""
-    load = Load("connections", options.connections, options.in_flight)
+    load = Load("echoes", options.connections, options.in_flight)
     with ExitStack() as stack:
         servers = []
         for contestant in contestants():

@@ -14,10 +14,19 @@ class OneLine(socketserver.StreamRequestHandler):
         self.wfile.write(self.rfile.readline())
 
 
-class EveryLine(socketserver.StreamRequestHandler):
+class Ping(socketserver.StreamRequestHandler):
+    """The same in words that redis-benchmark speaks: a line in, `+PONG` out, then the server closes."""
+
+    def handle(self) -> None:
+        """Answer one line."""
+        if self.rfile.readline():
+            self.wfile.write(b"+PONG\r\n")
+
+
+class Pings(socketserver.StreamRequestHandler):
     """The keep-alive form: lines are answered until the client closes."""
 
     def handle(self) -> None:
         """Answer each line as it comes."""
-        for line in self.rfile:
-            self.wfile.write(line)
+        for _ in self.rfile:
+            self.wfile.write(b"+PONG\r\n")

@@ -93,7 +93,7 @@ def watched(options: Namespace, scratch: Path, progress: Progress) -> Iterator[R
         seen = stack.enter_context(OfWorkers(contestant, scratch))
         stack.enter_context(scraping(metrics_url(seen)))
         stack.enter_context(top(control_path(scratch)))
-        load = Load("connections", options.connections, options.in_flight)
+        load = Load("echoes", options.connections, options.in_flight)
         samples = alternate([quiet, seen], load, options.rounds, progress)
     yield from figures_of_each("watched", "us/conn", samples)
     yield compared("watched", Comparison(f"{FEW[0]} x {FEW[1]}", "watched", "quiet", WATCHED), samples)

@@ -118,7 +118,7 @@ def wait(options: Namespace, scratch: Path, progress: Progress) -> Iterator[Row]
         for shape in shapes
         for wait in ("none", "data", "line")
     ]
-    load = Load("connections", options.connections, options.in_flight)
+    load = Load("echoes", options.connections, options.in_flight)
     samples = measured(contestants, load, scratch, options.rounds, progress)
     yield from figures_of_each("wait", "us/conn", samples)
     for shape in shapes:

@@ -1,17 +1,22 @@
 """What the benchmarks' command lines have in common: options, sections one after another, the report, the verdict."""
 
 import argparse
+import contextlib
 import os
 import platform
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import rich.progress
 from report import Row, table, write_json
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rounds import Progress
 from running import BenchError, adopt_orphans
 
@@ -31,26 +36,49 @@ def run(name: str, description: str, sections: Mapping[str, Section]) -> int:
         sections: each has the machine to itself.
     """
     options = arguments(name, description, sections)
+    began = time.monotonic()
+    rows: list[Row] = []
+
+    def work(scratch: Path, progress: Progress) -> None:
+        for number, section in enumerate(chosen := options.only or list(sections)):
+            told = part(progress, section, number, len(chosen))
+            rows.extend(sections[section](options, scratch, told))
+
+    if status := guarded(work):
+        return status
+    facts = circumstances(options, began)
+    print_report(rows, facts)
+    write_json(options.json, rows, facts)
+    return verdict(rows, options)
+
+
+def guarded(work: Callable[[Path, Progress], None]) -> int:
+    """Do what is to be measured, with a scratch folder and a progress bar; 0, or the exit status of a failure."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
     adopt_orphans()
-    began = time.monotonic()
-    progress = progress_line()
     try:
-        with tempfile.TemporaryDirectory(prefix="poolserver-bench-") as scratch:
-            chosen = [sections[each] for each in options.only or sections]
-            rows = [row for section in chosen for row in section(options, Path(scratch), progress)]
+        with tempfile.TemporaryDirectory(prefix="poolserver-bench-") as scratch, progress_bar() as progress:
+            work(Path(scratch), progress)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("bench: interrupted; everything it started is stopped", file=sys.stderr)
         return 128 + signal.SIGINT
-    progress("")
-    facts = circumstances(options, began)
-    print_report(rows, facts)
-    write_json(options.json, rows, facts)
-    return verdict(rows, options)
+    return 0
+
+
+def part(progress: Progress, section: str, number: int, count: int, weights: Sequence[float] = ()) -> Progress:
+    """What a section is told to call: how much of all is done, where sections take as long as `weights` say."""
+    weights = weights or [1] * count
+    before, own = sum(weights[:number]) / sum(weights), weights[number] / sum(weights)
+
+    def told(text: str, done: float | None = None) -> None:
+        progress(f"{section}: {text}", None if done is None else before + own * done)
+
+    told("", 0)
+    return told
 
 
 def arguments(name: str, description: str, sections: Mapping[str, Section]) -> argparse.Namespace:
@@ -69,7 +97,7 @@ def arguments(name: str, description: str, sections: Mapping[str, Section]) -> a
         type=positive,
         default=1500,
         metavar="N",
-        help="connections in a round (1500); five times as many kept requests",
+        help="connections in a round (1500)",
     )
     add("--in-flight", type=positive, default=4, metavar="N", help="connections the client keeps open (4)")
     add(
@@ -90,11 +118,18 @@ def positive(text: str) -> int:
     return number
 
 
-def progress_line() -> Progress:
-    """Say what is happening, on a terminal only: one line, written over."""
-    if not sys.stderr.isatty():
-        return lambda _: None
-    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar with what is happening and how long it will take, on a terminal only."""
+    console = Console(stderr=True)
+    columns = (BarColumn(30), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def told(text: str, done: float | None = None) -> None:
+            bar.update(task, description=escape(text), completed=done)
+
+        yield told
 
 
 def circumstances(options: argparse.Namespace, began: float) -> dict[str, object]:

@@ -1,18 +1,20 @@
 """Alternating rounds: the same load on each contestant in turn, and the CPU its processes spent on it."""
 
+import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+from typing import Any, Protocol, Self
 
-from running import BenchError, Running, group
+from running import BenchError, Running
 
-LOAD = Path(__file__).resolve().parent / "load.py"
+HERE = Path(__file__).resolve().parent
 # A round takes under a second; a server that answers nothing for this long has failed.
 ROUND_TIMEOUT = 60.0
 # After the client has its last reply the server still closes that connection: read the clocks after that.
@@ -24,11 +26,33 @@ DISTURBED = 0.15
 # A lap is never wanted more often than this many times the rounds asked for: a busy machine only costs time.
 MOST_LAPS = 2
 
+LIGHTER = 4
+
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 BUSY_FIELDS = (1, 2, 3, 6, 7, 8)  # user, nice, system, irq, softirq, steal of the first line: proc(5), /proc/stat
 
 
-Progress = Callable[[str], None]
+class Progress(Protocol):
+    """Is told what is happening, and how much of its section is done, 0 to 1, where that is known."""
+
+    def __call__(self, text: str, done: float | None = None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a client saw in one round.
+
+    Args:
+        requests: that were answered.
+        seconds: they took.
+        client_cpu: seconds of its own CPU: one that has none left is what the round has measured.
+        more: other figures of the round, by name.
+    """
+
+    requests: int
+    seconds: float
+    client_cpu: float
+    more: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,55 +63,110 @@ class Load:
     count: int
     concurrent: int
 
-    def put_on(self, port: int) -> None:
+    def put_on(self, port: int) -> Outcome:
         """Run the client against a port.
 
         Raises:
             BenchError: a request failed, or the round did not end in time.
         """
+        seen = self.seen("load.py", port)
+        return Outcome(self.count, seen["seconds"], seen["client_cpu"])
+
+    def lighter(self) -> Self:
+        """The same for a server that needs many times as long as others."""
+        return replace(self, count=max(1, self.count // LIGHTER))
+
+    def seen(self, client: str, port: int) -> dict[str, Any]:
+        """What one of the client programs beside this says."""
         words = [self.kind, str(port), str(self.count), str(self.concurrent)]
-        command = [sys.executable, "-I", "-S", str(LOAD), *words]
-        try:
-            done = subprocess.run(command, timeout=ROUND_TIMEOUT, check=False, stderr=subprocess.PIPE, text=True)
-        except subprocess.TimeoutExpired:
-            raise BenchError(f"the round did not end within {ROUND_TIMEOUT:g} s") from None
-        if done.returncode:
-            said = done.stderr.strip() or "nothing said"
-            raise BenchError(f"a request failed: {said} (the client left with {done.returncode})")
+        answer: dict[str, Any] = json.loads(run([sys.executable, "-EsS", str(HERE / client), *words]))
+        return answer
+
+
+class Overload(Load):
+    """Many more clients than lanes, whose failures are counted."""
+
+    def lighter(self) -> Self:
+        """Half as much, and everybody once: a wait in a crowd is that of everybody before."""
+        return replace(self, count=max(self.concurrent, self.count // 2))
+
+    def put_on(self, port: int) -> Outcome:
+        """Run the crowd against a port."""
+        seen = self.seen("overload.py", port)
+        waits = seen["ms"] or [ROUND_TIMEOUT * 1000]
+        failures = sum(seen["failures"].values())
+        more = {"p50_ms": median(waits), "p99_ms": p99(waits), "failed": failures}
+        return Outcome(len(seen["ms"]), seen["seconds"], seen["client_cpu"], more)
+
+
+def p99(samples: Sequence[float]) -> float:
+    """The wait that one of a hundred exceeds."""
+    return quantiles(samples, n=100)[98] if len(samples) > 1 else samples[0]
+
+
+def run(command: list[str]) -> str:
+    """What a client program writes.
+
+    Raises:
+        BenchError: it failed, or did not end in time.
+    """
+    try:
+        done = subprocess.run(command, timeout=ROUND_TIMEOUT, check=False, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"the round did not end within {ROUND_TIMEOUT:g} s") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip() or "nothing said"
+        raise BenchError(f"a request failed: {said} (the client left with {done.returncode})")
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One contestant's round: server CPU in µs for each request, and what the client saw."""
+
+    cpu_us: float
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
 class Lap:
-    """One round of everyone: µs for one request by label, and what strangers used meanwhile, in CPUs."""
+    """One round of everyone, by label, and what strangers used meanwhile, in CPUs."""
 
-    costs: dict[str, float]
+    turns: dict[str, Turn]
     disturbance: float
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What the counted laps gave, in µs by label, and the median disturbance they were taken in."""
+    """What the counted laps gave, by label, and the median disturbance they were taken in."""
 
-    costs: dict[str, list[float]]
+    turns: dict[str, list[Turn]]
     disturbance: float
 
+    @property
+    def costs(self) -> dict[str, list[float]]:
+        """Server CPU for each request, in µs."""
+        return {label: [turn.cpu_us for turn in turns] for label, turns in self.turns.items()}
 
-def cpu_us_each(server: Running, load: Load) -> float:
-    """Server CPU for one request of a round, in µs.
+
+def turn(server: Running, load: Load) -> Turn:
+    """One round.
 
     Raises:
         BenchError: a request failed, or a process of the server came or went, taking its CPU time along.
     """
-    members = group(server.pid)
+    load = replace(load, kind=server.load_kind or load.kind)
+    load = load.lighter() if server.forks else load
+    members = server.members()
     before = server.cpu_ns(members)
     try:
-        replace(load, kind=server.load_kind or load.kind).put_on(server.port)
+        outcome = load.put_on(server.port)
     except BenchError as error:
         raise BenchError(f"{server.label}: {error}\n{server.log()}") from None
     time.sleep(SETTLE)
-    if group(server.pid) != members:
+    if server.members() != members:
         raise BenchError(f"{server.label}: its processes changed during a round\n{server.log()}")
-    return (server.cpu_ns(members) - before) / 1000 / load.count
+    return Turn((server.cpu_ns(members) - before) / 1000 / max(1, outcome.requests), outcome)
 
 
 def busy_seconds() -> float:
@@ -105,10 +184,10 @@ def client_seconds() -> float:
 def lap(servers: Sequence[Running], load: Load) -> Lap:
     """Everyone's turn, once."""
     began, busy, ours = time.monotonic(), busy_seconds(), client_seconds()
-    costs = {server.label: cpu_us_each(server, load) for server in servers}
-    served = sum(costs.values()) * load.count / 1e6
+    turns = {server.label: turn(server, load) for server in servers}
+    served = sum(each.cpu_us * each.outcome.requests for each in turns.values()) / 1e6
     foreign = busy_seconds() - busy - (client_seconds() - ours) - served
-    return Lap(costs, max(0.0, foreign) / (time.monotonic() - began))
+    return Lap(turns, max(0.0, foreign) / (time.monotonic() - began))
 
 
 def alternate(servers: Sequence[Running], load: Load, rounds: int, progress: Progress) -> Samples:
@@ -117,13 +196,15 @@ def alternate(servers: Sequence[Running], load: Load, rounds: int, progress: Pro
     The order turns round each time, and a first lap warms up uncounted. Which laps count is decided by what other
     processes did, never by what the contestants cost.
     """
+    progress(f"{load.kind}: a lap to warm up", 0)
     lap(servers, load)
     laps: list[Lap] = []
     while (quiet := sum(each.disturbance <= DISTURBED for each in laps)) < rounds and len(laps) < MOST_LAPS * rounds:
-        progress(f"{load.kind}: lap {len(laps) + 1}, {quiet} of {rounds} quiet ones done")
+        done = max(quiet / rounds, len(laps) / rounds / MOST_LAPS)
+        progress(f"{load.kind}: lap {len(laps) + 1}, {quiet} of {rounds} quiet ones done", done)
         laps.append(lap(servers if len(laps) % 2 else servers[::-1], load))
     counted = sorted(laps, key=lambda each: each.disturbance)[:rounds]
     return Samples(
-        {server.label: [each.costs[server.label] for each in counted] for server in servers},
+        {server.label: [each.turns[server.label] for each in counted] for server in servers},
         median(each.disturbance for each in counted),
     )

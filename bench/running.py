@@ -22,6 +22,9 @@ READY_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
 # How often the log is read for the ready line: the resolution of the start time, against a limit of 2 s.
 READY_INTERVAL = 0.002
+# ForkingTCPServer looks for children that have ended with each connection, and every half a second.
+REAP_TIMEOUT, REAP_INTERVAL = 30.0, 0.05
+NS_PER_TICK = 10**9 // os.sysconf("SC_CLK_TCK")
 READY = re.compile(r"^\S+: ready on tcp://127\.0\.0\.1:(\d+) \(pid (\d+)", re.MULTILINE)
 # What would change a contestant's behaviour if the benchmark itself runs under a supervisor.
 FOREIGN_SETTINGS = ("POOLSERVER_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_", "RUNTIME_DIRECTORY")
@@ -50,9 +53,24 @@ def clean_environment() -> dict[str, str]:
 
 
 def children(pid: int) -> list[int]:
-    """The live children of a process. **Source**: proc(5), `/proc/PID/task/TID/children`."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(word) for text in lists for word in text.split()]
+    """The live children of a process, none if it has ended. **Source**: proc(5), `/proc/PID/task/TID/children`."""
+    return [int(word) for task in tasks(pid) for word in text_of(task / "children").split()]
+
+
+def tasks(pid: int) -> list[Path]:
+    """The threads of a process, none if it has ended."""
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def text_of(path: Path) -> str:
+    """A file of /proc, nothing if whose it is has ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def group(pid: int) -> list[int]:
@@ -70,6 +88,15 @@ def cpu_ns(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
+def reaped_ns(pid: int) -> int:
+    """CPU time of the children that a process has waited for, and of theirs. **Source**: proc(5), cutime and cstime.
+
+    The kernel keeps it in nanoseconds and tells it in ticks of 10 ms: of a round that takes a second, a hundredth.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) * NS_PER_TICK
+
+
 def schedstat_ns(pid: int) -> int:
     """The same from the live threads' run times, to check the clock against."""
     paths = Path(f"/proc/{pid}/task").glob("*/schedstat")
@@ -78,8 +105,18 @@ def schedstat_ns(pid: int) -> int:
 
 def private_bytes(pid: int) -> int:
     """Memory no other process shares: what one more worker costs."""
+    return mapped_bytes(pid, "Private_(?:Clean|Dirty)")
+
+
+def proportional_bytes(pid: int) -> int:
+    """Its memory, with its part of what it shares: of a pool's processes they add up to what the pool takes."""
+    return mapped_bytes(pid, "Pss")
+
+
+def mapped_bytes(pid: int, kind: str) -> int:
+    """Memory by a kind that proc(5) names for `smaps`."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return 1024 * sum(int(kib) for kib in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", rollup, re.MULTILINE))
+    return 1024 * sum(int(kib) for kib in re.findall(rf"^{kind}:\s+(\d+)", rollup, re.MULTILINE))
 
 
 def peak_bytes(pid: int) -> int:
@@ -102,12 +139,15 @@ class Running:
     def __init__(self, contestant: Contestant, scratch: Path) -> None:
         self.label = contestant.label
         self.load_kind = contestant.load_kind
+        self.talk = contestant.talk
         self.port = 0
         self.pid = 0
         self.start_seconds = 0.0
         self._command = contestant.command
         self._exit_status = contestant.exit_status
         self._max_files = contestant.max_files
+        self._workers = contestant.workers
+        self.forks = contestant.forks
         name = re.sub("[^0-9A-Za-z]+", "-", contestant.label)
         self._log = scratch / f"{name}.log"
         self._environment = clean_environment() | {"POOLSERVER_CONTROL__SOCKET": str(scratch / f"{name}.sock")}
@@ -147,8 +187,15 @@ class Running:
         return self._log.stat().st_size
 
     def cpu_ns(self, members: list[int]) -> int:
-        """CPU of its processes so far."""
-        return sum(map(cpu_ns, members))
+        """CPU of its processes so far, with those that are gone where it has one for each connection."""
+        return sum(map(cpu_ns, members)) + (reaped_ns(self.pid) if self.forks else 0)
+
+    def members(self) -> list[int]:
+        """Its processes; one that forks for each connection is given time to reap them."""
+        deadline = time.monotonic() + REAP_TIMEOUT
+        while len(found := group(self.pid)) > 1 and self.forks and time.monotonic() < deadline:
+            time.sleep(REAP_INTERVAL)
+        return found
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("wb") as log:
@@ -169,13 +216,17 @@ class Running:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._max_files, self._max_files))
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
-        while not (ready := READY.search(self._log.read_text(errors="replace"))):
+        while not self._is_ready():
             if process.poll() is not None:
                 raise BenchError(f"{self.label}: ended with {process.returncode} before it was ready\n{self.log()}")
             if time.perf_counter() > deadline:
                 raise BenchError(f"{self.label}: not ready within {READY_TIMEOUT:g} s\n{self.log()}")
             time.sleep(READY_INTERVAL)
-        self.port, self.pid = int(ready[1]), int(ready[2])
+
+    def _is_ready(self) -> bool:
+        if not self.pid and (ready := READY.search(self._log.read_text(errors="replace"))):
+            self.port, self.pid = int(ready[1]), int(ready[2])
+        return bool(self.pid) and len(group(self.pid)) > self._workers
 
     def _end(self) -> int | None:
         """TERM to the master, then KILL to whatever is left of its process group, then reap it all."""

@@ -8,15 +8,15 @@ import random
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 from attacker import EVIL, GOOD, MANY, Attack
 from contestants import Contestant, poolserver, sixteen_threads, threading_tcp
 from report import Limit, Row
-from rounds import Progress
+from rounds import Progress, p99
 from running import Running, children, group, peak_bytes, private_bytes, threads
 
 ECHO = "poolserver.examples.echo:EchoHandler"
@@ -83,11 +83,6 @@ class Scene:
         limit = limit if self._is_judged else None
         if took := seen["ms"]:
             yield Row(self._attack, what, self._label, "ms", median(took), min(took), p99(took), limit=limit)
-
-
-def p99(samples: Sequence[float]) -> float:
-    """The 99th percentile; of one sample that one."""
-    return quantiles([*samples, samples[-1]], n=100)[98]
 
 
 def asked(server: Running, pause: float, patience: float = PATIENCE) -> dict[str, list[float]]:

@@ -3,16 +3,17 @@
 import asyncio
 
 
-async def one_line(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One line in, the same line out, then the server closes."""
-    writer.write(await reader.readline())
-    await writer.drain()
+async def ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A line in, `+PONG` out, then the server closes: `bench.handlers:Ping`."""
+    if await reader.readline():
+        writer.write(b"+PONG\r\n")
+        await writer.drain()
     writer.close()
 
 
-async def every_line(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def pings(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """The keep-alive form: lines are answered until the client closes."""
-    while line := await reader.readline():
-        writer.write(line)
+    while await reader.readline():
+        writer.write(b"+PONG\r\n")
         await writer.drain()
     writer.close()

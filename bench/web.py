@@ -20,6 +20,8 @@ class Page(BaseHTTPRequestHandler):
         """Send the fixed body."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(BODY)))
+        if self.close_connection:  # as every WSGI server says: a client that is not told sends its next request
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(BODY)
 

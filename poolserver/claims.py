@@ -55,7 +55,8 @@ class Claims:
     def __init__(self, memory: mmap.mmap) -> None:
         self.lock = threading.Lock()
         self._memory = memory
-        self._words = memoryview(memory).cast("Q")
+        self.words = self._words = memoryview(memory).cast("Q")
+        """The first are the lanes': what ``claim`` and ``give_back`` write."""
 
     @classmethod
     def create(cls) -> "Claims":

@@ -8,49 +8,36 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from poolserver import __version__, check, rendezvous, service, tables, whereabouts
-from poolserver.config import Loaded, Option, environment, load
+from poolserver import __version__, rendezvous
 from poolserver.errors import ConfigError, PoolserverError, SystemRefusedError, UsageError
 from poolserver.remote import PATIENCE, Server, located
-from poolserver.sections import json_schema
-from poolserver.unit import Installation, Units
+from poolserver.usage import EXIT_CODES, FIRST_STEPS, SIGNALS
+from poolserver.variables import environment, is_setting
 
-_EXIT_CODES = """
-\b
-Exit codes:
-   0  done; also after TERM, INT and QUIT
-   1  it failed while running, or what was asked did not happen
-   2  wrong command line
-  69  no server answers at the control socket
-  71  the system refused (bind, fork, permission)
-  78  the configuration or the handler cannot be used
-"""
 
-_SIGNALS = """
-\b
-Signals to the master:
-  TERM        stop gracefully: open connections have timeouts.graceful to finish
-  INT, QUIT   stop now
-  HUP         reload: the configuration and the handler's code as they are now
-  USR1        reopen the log file
-  USR2        upgrade: a new master on the same listeners takes over when it is ready
-  TTIN, TTOU  one worker more, one less
-"""
+class _Late:
+    """A module of ours that is imported when a command first needs something of it: pydantic and all that serves take
+    five times as long to import as ``status`` or ``stop`` to do."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(f"poolserver.{self._name}"), attribute)
+
+
+if TYPE_CHECKING:
+    from poolserver import check, config, sections, service, tables, unit, whereabouts
+else:
+    check, config, sections, service = map(_Late, ("check", "config", "sections", "service"))
+    tables, unit, whereabouts = map(_Late, ("tables", "unit", "whereabouts"))
 
 _FILE = click.Path(path_type=Path, readable=False)
 """Whoever reads it says what is wrong with it, whether it is not there or not to be read: 78."""
-
-_FIRST_STEPS = """
-\b
-To begin with:
-  poolserver run poolserver.examples.echo:EchoHandler
-  poolserver COMMAND --help
-"""
 
 
 def main() -> None:
@@ -97,7 +84,7 @@ class _InOrder(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_FIRST_STEPS)
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]}, epilog=FIRST_STEPS)
 @click.version_option(__version__, message="poolserver %(version)s")
 def cli() -> None:
     """The production server for Python's socketserver: a pre-forked, pre-threaded worker pool."""
@@ -130,7 +117,7 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@cli.command(epilog=_SIGNALS + _EXIT_CODES, short_help="Serve a handler until a signal ends it.")
+@cli.command(epilog=SIGNALS + EXIT_CODES, short_help="Serve a handler until a signal ends it.")
 @_settings
 def run(**given: Any) -> None:
     """Serve HANDLER, named as package.module:attribute, until a signal ends it.
@@ -147,7 +134,7 @@ def run(**given: Any) -> None:
     service.run(functools.partial(_loaded, **given), is_whole_process=True)
 
 
-@cli.command("check", epilog=_EXIT_CODES, short_help="Try what run would need, without serving.")
+@cli.command("check", epilog=EXIT_CODES, short_help="Try what run would need, without serving.")
 @_settings
 def check_command(**given: Any) -> None:
     """Validate everything that run would need, without serving; print each value and where it comes from."""
@@ -171,24 +158,24 @@ def _loaded(
     threads: str | None,
     sets: Sequence[str],
     is_daemon: bool,
-) -> Loaded:
-    options: dict[str, Option] = {}
+) -> "config.Loaded":
+    options: dict[str, config.Option] = {}
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals or "." not in key:
             raise UsageError(f"--set {text}: want SECTION.KEY=VALUE, as in --set pool.threads=4")
-        options[key.strip()] = Option(value.strip(), "--set")
+        options[key.strip()] = config.Option(value.strip(), "--set")
     if is_daemon:
-        options["server.daemonize"] = Option("true", "--daemon")
+        options["server.daemonize"] = config.Option("true", "--daemon")
     if bind:
-        options["server.bind"] = Option(tuple(bind), "--bind")
+        options["server.bind"] = config.Option(tuple(bind), "--bind")
     named = {
         "server.handler": (handler, "HANDLER"),
         "pool.workers": (workers, "--workers"),
         "pool.threads": (threads, "--threads"),
     }
-    options |= {key: Option(value, origin) for key, (value, origin) in named.items() if value is not None}
-    loaded = load(path, environment(), options)
+    options |= {key: config.Option(value, origin) for key, (value, origin) in named.items() if value is not None}
+    loaded = config.load(path, environment(), options)
     if not (loaded.config.server.handler or loaded.config.server.server_class):
         wanted = "package.module:attribute (try poolserver.examples.echo:EchoHandler)"
         raise UsageError(f"no handler: name one as {wanted}, or as server.handler in -c FILE")
@@ -215,15 +202,17 @@ def _asked(control: Path | None, path: Path | None) -> Iterator[Server]:
 
 def _where(path: Path | None) -> Path:
     environ = environment()
-    settings = load(path, environ, {}).config
-    if settings.control.socket:
-        return Path(settings.control.socket)
-    is_named = path or settings.server.name or settings.server.handler or settings.server.server_class
-    name = settings.server.service_name if is_named else ""
+    name = ""
+    if path or any(map(is_setting, environ)):
+        settings = config.load(path, environ, {}).config
+        if settings.control.socket:
+            return Path(settings.control.socket)
+        is_named = path or settings.server.name or settings.server.handler or settings.server.server_class
+        name = settings.server.service_name if is_named else ""
     return located(rendezvous.candidates(name, environ, os.geteuid()), name)
 
 
-@cli.command(epilog=_EXIT_CODES, short_help="Show how a running server is.")
+@cli.command(epilog=EXIT_CODES, short_help="Show how a running server is.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
 @_asking
 def status(is_json: bool, **where: Any) -> None:
@@ -233,7 +222,7 @@ def status(is_json: bool, **where: Any) -> None:
     _print(json.dumps(snapshot) if is_json else tables.status_text(snapshot))
 
 
-@cli.command("top", epilog=_EXIT_CODES, short_help="The same, live.")
+@cli.command("top", epilog=EXIT_CODES, short_help="The same, live.")
 @_asking
 def top_command(**where: Any) -> None:
     """Show a running server live: courses, workers, worst sources, longest conversations. q quits."""
@@ -257,7 +246,7 @@ def _snapshot(path: Path) -> Any:
         return None
 
 
-@cli.command(epilog=_EXIT_CODES, short_help="Stop a running server.")
+@cli.command(epilog=EXIT_CODES, short_help="Stop a running server.")
 @click.option("--now", "is_now", is_flag=True, help="Cut open connections.")
 @_asking
 def stop(is_now: bool, **where: Any) -> None:
@@ -271,7 +260,7 @@ def stop(is_now: bool, **where: Any) -> None:
         _print(f"{server} has stopped")
 
 
-@cli.command(epilog=_EXIT_CODES, short_help="Change the number of worker processes.")
+@cli.command(epilog=EXIT_CODES, short_help="Change the number of worker processes.")
 @click.argument("workers", type=click.IntRange(1), metavar="N")
 @_asking
 def scale(workers: int, **where: Any) -> None:
@@ -281,7 +270,7 @@ def scale(workers: int, **where: Any) -> None:
         _print(f"{server}: {workers} workers accept")
 
 
-@cli.command(epilog=_EXIT_CODES, short_help="Apply configuration and code as they are now.")
+@cli.command(epilog=EXIT_CODES, short_help="Apply configuration and code as they are now.")
 @_asking
 def reload(**where: Any) -> None:
     """Apply the configuration and the handler's code as they are now; wait until the old generation has left.
@@ -291,7 +280,7 @@ def reload(**where: Any) -> None:
     _order("reload", "reloaded", **where)
 
 
-@cli.command(epilog=_EXIT_CODES, short_help="Put a new master in the place of the running one.")
+@cli.command(epilog=EXIT_CODES, short_help="Put a new master in the place of the running one.")
 @_asking
 def upgrade(**where: Any) -> None:
     """Start a new master on the same listeners, with whatever interpreter, poolserver, code and configuration the same
@@ -302,7 +291,7 @@ def upgrade(**where: Any) -> None:
     _order("upgrade", "a new master has taken over", **where)
 
 
-@cli.command(epilog=_EXIT_CODES)
+@cli.command(epilog=EXIT_CODES)
 @_asking
 def reopen(**where: Any) -> None:
     """Open the log file anew, after a rotation."""
@@ -315,7 +304,7 @@ def _order(command: str, outcome: str, **where: Any) -> None:
         _print(f"{server}: {outcome}")
 
 
-@cli.command(epilog=_EXIT_CODES, short_help="Show where every thread is, and whom it serves.")
+@cli.command(epilog=EXIT_CODES, short_help="Show where every thread is, and whom it serves.")
 @_asking
 def stacks(**where: Any) -> None:
     """Show where every thread of every worker is, and whom each lane serves."""
@@ -324,7 +313,7 @@ def stacks(**where: Any) -> None:
     _print(whereabouts.stacks_text(told["stacks"], told["status"]))
 
 
-@cli.command("unit", epilog=_EXIT_CODES, short_help="Print systemd units for a configuration.")
+@cli.command("unit", epilog=EXIT_CODES, short_help="Print systemd units for a configuration.")
 @click.option("-c", "--config", "path", type=_FILE, help="TOML file with the configuration.")
 def unit_command(path: Path | None) -> None:
     """Print a hardened systemd service for this configuration, then, after a line `# --- NAME.socket`, its socket unit.
@@ -337,11 +326,13 @@ def unit_command(path: Path | None) -> None:
     command = [str(program)] if program.name == "poolserver" else [sys.executable, "-m", "poolserver"]
     environ = environment()
     searched = [Path(folder) for folder in environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    units = Units(loaded, Installation(command, [Path(sys.prefix), Path(sys.base_prefix), *searched], environ))
+    units = unit.Units(
+        loaded, unit.Installation(command, [Path(sys.prefix), Path(sys.base_prefix), *searched], environ)
+    )
     _print(f"# {units.name}.service\n{units.service()}\n# --- {units.name}.socket\n{units.socket()}", nl=False)
 
 
 @cli.command(short_help="Print the JSON Schema of the configuration.")
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors that complete and check TOML."""
-    _print(json.dumps(json_schema(), indent=2))
+    _print(json.dumps(sections.json_schema(), indent=2))

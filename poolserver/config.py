@@ -8,7 +8,6 @@ imports the handler, resolves an address or changes the process.
 """
 
 import json
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 from poolserver.errors import ConfigError
 from poolserver.sections import SECTIONS, Config, requirement, unknown
 from poolserver.values import from_text
+from poolserver.variables import PREFIX, is_setting
 
 # Bytes read of a configuration file: far above any that people write, and the end of a mistaken /dev/zero.
 MAX_FILE_BYTES = 2**20
@@ -29,7 +29,6 @@ MAX_SHOWN_CHARS = 80
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _KINDS: Mapping[type, str] = {dict: "table", list: "list", tuple: "list"}
-_PREFIX = "POOLSERVER_"
 _POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -55,16 +54,6 @@ class Loaded:
     config: Config
     origins: Mapping[str, str]
     path: Path | None = None
-
-
-def environment() -> Mapping[str, str]:
-    """Return a copy of the process's environment. The only place where the configuration looks at it."""
-    return dict(os.environ)
-
-
-def taken_out(variable: str) -> str:
-    """The value of an environment variable that is for this process alone, no child; "" = it is not set."""
-    return os.environ.pop(variable, "")
 
 
 def load(path: Path | None, environ: Mapping[str, str], options: Mapping[str, Option]) -> Loaded:
@@ -143,15 +132,15 @@ class _Draft:
                 self._refuse(origin_of(section), _key_text(str(section)), problem)
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
-        """Add the variables ``POOLSERVER_SECTION__KEY``; others, such as ``POOLSERVER_FD``, are not ours."""
+        """Add the variables that are settings."""
         for variable, text in environ.items():
-            if not (variable.startswith(_PREFIX) and "__" in variable):
+            if not is_setting(variable):
                 continue
-            section, _, key = variable.removeprefix(_PREFIX).partition("__")
+            section, _, key = variable.removeprefix(PREFIX).partition("__")
             if variable == variable.upper():
                 self._add_text(section.lower(), key.lower(), text, f"${variable}")
             else:
-                name = f"{_PREFIX}{section.upper()}__{key.upper()}"
+                name = f"{PREFIX}{section.upper()}__{key.upper()}"
                 self._refuse(f"${variable}", _key_text(section, key), f'unknown key (did you mean "{name}"?)')
 
     def add_options(self, options: Mapping[str, Option]) -> None:

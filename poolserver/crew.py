@@ -74,7 +74,7 @@ class Crew:
         on_released: Callable[[], None] = lambda: None,
     ) -> None:
         self.terms, self.here = terms, Here()
-        self.door = Door(terms.limits, register)
+        self.door = Door(terms.limits, register, len(quarters.lanes))
         self.stations: dict[int, Station] = {station.fd: station for station in stations}
         passed: dict[int, Any] = intakes(pairs, self.stations) if pairs is not None else {}
         self.intakes: list[Intake] = list(passed.values())

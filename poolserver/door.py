@@ -3,15 +3,15 @@
 "Why was it refused?" is answered in ``admission.py``; this is the act. One for each process, over shared tables.
 """
 
-import functools
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from poolserver.adapter import RESET_ON_CLOSE
-from poolserver.admission import Admission, Limits, Reason, Verdict
+from poolserver.admission import ADMITTED, Admission, Limits, Reason, Verdict
 from poolserver.claims import Claims
 from poolserver.networks import CACHED_HOSTS, Source, host_of, key_text, source_of_host
 from poolserver.rows import Outcome, Row
@@ -59,11 +59,18 @@ class Register:
 
 
 class Door:
-    """Runs in a worker; its lanes share it."""
+    """Runs in a worker; its lanes share it.
 
-    def __init__(self, limits: Limits, register: Register) -> None:
+    What every connection passes is written for few calls and few look-ups: limits that stop nobody are to cost next to
+    nothing. Source: measured, 1.0 us for who is let in, of 1.6 with a function for each step.
+    """
+
+    def __init__(self, limits: Limits, register: Register, lanes: int) -> None:
         self._register = register
         self._claims = register.claims
+        # A lane that is alone in its process has nobody there to race with between its count and its claim.
+        self._lock = register.claims.lock if lanes > 1 else None
+        self._claim_words = register.claims.words  # a call of `claim` costs more than what it does
         self.closed = register.claims.give_back
         """With a row's number: the lane's connection is over."""
         self.change(limits)
@@ -74,36 +81,65 @@ class Door:
         self.is_open = self._is_off = limits.is_off
         self._limits = limits
         self._admission = Admission(limits, register.claims.active, register.connections, register.datagrams)
-        self._who = functools.lru_cache(CACHED_HOSTS)(self._look_up)
+        self._known: dict[str, tuple[Source, Verdict | None]] = {}
 
-    def lets_in(self, row: Row, request: Any, address: Any, *, is_stream: bool, is_accepted: bool = False) -> bool:
-        """Whether this connection or datagram is served. If not it is counted and, being a connection, turned away.
-
-        One that is let in has its claim until ``closed``. ``is_accepted``: it was counted as accepted before.
-        """
+    def lets_in(
+        self, row: Row, request: Any, address: Any, count_refusal: Callable[[Row, Outcome], None] = Row.refuse
+    ) -> bool:
+        """Whether this connection is served. If not it is counted and turned away; if so, it has its claim until
+        ``closed``. One that was counted as accepted before is refused with ``Row.count``."""
         if self._is_off:
             return True  # since a reload
-        source, standing = self._who(host_of(address))
+        try:
+            source, standing = self._known[address[0]]
+        except (LookupError, TypeError):
+            source, standing = self._recall(address)
+        lock = self._lock
+        if lock is not None:
+            lock.acquire()
+        try:
+            verdict = self._admission.admit(source, standing, time.monotonic_ns())
+            if verdict.is_counted:
+                self._claim_words[row.number] = source.number
+        finally:
+            if lock is not None:
+                lock.release()
+        return verdict is ADMITTED or self._is_served(row, request, verdict, count_refusal)
+
+    def lets_in_datagram(self, row: Row, address: Any) -> bool:
+        """Whether this datagram is served; if not it is counted. It claims nothing."""
+        if self._is_off:
+            return True  # since a reload
+        source, standing = self._recall(address)
         with self._claims.lock:
-            if is_stream:
-                verdict = self._admission.admit(source, standing, time.monotonic_ns())
-                if verdict.is_counted:
-                    self._claims.claim(row.number, source)
-            else:
-                verdict = self._admission.admit_datagram(source, standing, time.monotonic_ns())
+            verdict = self._admission.admit_datagram(source, standing, time.monotonic_ns())
+        return self._is_served(row, None, verdict, Row.refuse)
+
+    def _recall(self, address: Any) -> tuple[Source, Verdict | None]:
+        """Who that is, and what networks say of it, which is remembered until the limits change."""
+        host, known = host_of(address), self._known
+        found = known.get(host)
+        if found is None:
+            source = source_of_host(host, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
+            found = source, self._admission.standing(source)
+            if len(known) >= CACHED_HOSTS:
+                known.clear()
+            known[host] = found
+        return found
+
+    def _is_served(
+        self, row: Row, request: Any, verdict: Verdict, count_refusal: Callable[[Row, Outcome], None]
+    ) -> bool:
+        """Count what is to be counted, and turn away who is refused."""
         if verdict.reason is None:
             return True
         if not verdict.is_enforced:
             row.count(_WOULD[verdict.reason])
             return True
-        (row.count if is_accepted else row.refuse)(_REFUSED[verdict.reason])
-        if is_stream:
+        count_refusal(row, _REFUSED[verdict.reason])
+        if request is not None:
             self._turn_away(request)
         return False
-
-    def _look_up(self, host: str) -> tuple[Source, Verdict | None]:
-        source = source_of_host(host, self._limits.source_prefix_v4, self._limits.source_prefix_v6)
-        return source, self._admission.standing(source)
 
     def claimed(self, row: Row) -> int:
         """The number of the source that the lane's connection counts for; 0 when it counts for none."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Self
 
-from poolserver import config, estate, nurse, process, unix_path
+from poolserver import estate, nurse, process, unix_path, variables
 from poolserver.address import Address
 from poolserver.binding import Group
 from poolserver.door import Register
@@ -78,7 +78,7 @@ class Heir:
         Raises:
             SystemRefusedError: what was left cannot be read.
         """
-        pid, _, paper = config.taken_out(estate.VARIABLE).partition(":")
+        pid, _, paper = variables.taken_out(estate.VARIABLE).partition(":")
         if pid != str(os.getppid()):
             return None
         fd = int(paper)

@@ -39,12 +39,15 @@ class Reception(Handling):
             return
         if not (station.is_stream or self._is_whole(station.server, address)):
             return
-        if self._door is not None and not self._door.lets_in(self._row, request, address, is_stream=station.is_stream):
-            return
+        door, row = self._door, self._row
+        if door is not None:
+            is_stream = station.is_stream
+            if not (door.lets_in(row, request, address) if is_stream else door.lets_in_datagram(row, address)):
+                return
         can_wait = station.wait is not Wait.NONE and isinstance(request, socket.socket)
         if can_wait and not self._has_spoken(station, request, address):
             return
-        self._row.begin(peer_name(address))
+        row.begin(peer_name(address))
         self._handle(station, request, address)
 
     def _is_whole(self, server: Any, address: Any) -> bool:
@@ -139,7 +142,7 @@ class Reception(Handling):
         door = self._door
         if door is None:
             return True
-        if not door.lets_in(self._row, parked.request, parked.address, is_stream=True, is_accepted=True):
+        if not door.lets_in(self._row, parked.request, parked.address, Row.count):
             return False
         parked.claim = door.claimed(self._row)
         return True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from signal import SIGCHLD
 from typing import Literal
 
-from poolserver import config, console, generation, handlers, log, process, shortage, signals
+from poolserver import config, console, generation, handlers, log, process, shortage, signals, variables
 from poolserver.binding import Group
 from poolserver.commands import MASTER_SIGNALS, Command
 from poolserver.config import Loaded
@@ -87,7 +87,7 @@ def run(
         PoolserverError: it failed while running.
     """
     heir = Heir.arrived()
-    launch = Launch.noted(config.environment())
+    launch = Launch.noted(variables.environment())
     with heir or contextlib.nullcontext():
         loaded = read()
         settings = loaded.config
@@ -109,7 +109,7 @@ def _serve(
 ) -> None:
     account = surroundings.account
     settings = loaded.config
-    environ = config.environment()
+    environ = variables.environment()
     journal = environ.get("JOURNAL_STREAM", "")
     log.configure(settings.log.level, settings.log.file, settings.log.format, journal, account, settings.log.access)
     log.introduce("master", settings.server.service_name)

@@ -8,7 +8,7 @@ import heapq
 import mmap
 import struct
 
-from poolserver.networks import Source, digest_number
+from poolserver.networks import CACHED_HOSTS, Source, digest_number
 
 FARTHEST_NS = 2_147_483 * 10**9
 """How far ahead a ban or an arrival time may lie: 24 days, the longest duration of the configuration."""
@@ -70,6 +70,8 @@ class SourceTable:
         words = memoryview(memory).cast("Q")
         cold = [words[_HOT_WORDS + field * ENTRIES :][:ENTRIES] for field in range(_COLD_FIELDS)]
         self._memory = memory
+        self._places: dict[int, int] = {}
+        """Where this process found digests last, by their numbers: to see that one is still there needs no search."""
         self._words = words
         """Bucket by bucket, the digests of its ways, then their arrivals, last uses and bans."""
         self._high, self._low, self._strikes, self._refused = cold
@@ -88,25 +90,31 @@ class SourceTable:
         arrival moves it by an interval; it may lie ``burst`` intervals ahead. Those refused move nothing, so that a
         source that keeps pushing still gets its rate. Source: ITU-T I.371, virtual scheduling.
         """
-        # `_entry` once more: a call of a function costs as much as what it does here.
-        start = source.number % _BUCKETS * _BUCKET_BYTES
-        place = self._memory.find(source.digest, start, start + _WAYS_BYTES) >> 3
-        if place < 0 and (place := self._taken(source, now_ns)) < 0:
+        number, words = source.number, self._words
+        place = self._places.get(number, 0)
+        if words[place] != number and (place := self._place(source, now_ns)) < 0:
             return True
-        words, number, most = self._words, source.number, burst * interval_ns
         place += _ARRIVAL
-        seen = words[place]
-        ahead = (seen ^ number) - now_ns
-        if not 0 < ahead <= FARTHEST_NS:  # in the past, or sealed by another
-            ahead = 0
-        if ahead > most - interval_ns:
-            if ahead > most + _SLACK_NS:  # made under a slower rate, before a reload: from now on under this one
-                words[place] = (now_ns + most) ^ number
-            return False
-        if words[place] != seen:  # another process was quicker: look again, within what it left
-            return self.arrive(source, now_ns, interval_ns, burst)
-        words[place] = (now_ns + ahead + interval_ns) ^ number
+        due, most = words[place] ^ number, burst * interval_ns
+        if due > now_ns:
+            if due - now_ns <= most - interval_ns:
+                now_ns = due
+            elif due - now_ns <= FARTHEST_NS:  # else sealed by another: it means nothing
+                if due - now_ns > most + _SLACK_NS:  # made under a slower rate, before a reload: from now on this one
+                    words[place] = now_ns + most ^ number
+                return False
+        words[place] = now_ns + interval_ns ^ number
         return True
+
+    def _place(self, source: Source, now_ns: int) -> int:
+        """The word of the source's digest, as ``_entry`` has it; found there once, it is looked for there first."""
+        place = self._find(source)
+        if place < 0:
+            return self._taken(source, now_ns)
+        if len(self._places) >= CACHED_HOSTS:
+            self._places.clear()
+        self._places[source.number] = place
+        return place
 
     def strike(
         self, source: Source, now_ns: int, after: int, window_ns: int, ban_ns: int, *, is_rehearsal: bool = False

@@ -23,7 +23,8 @@ LAYERS = """
     wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders address datagrams
     shared_socket process inquiry stacks signals failures log journal streams lines privileges config sections
     values proxy_protocol tls admission sources claims networks scoreboard rows crowds pool turnover fates roster
-    upgrade reload tally repeats snapshot events states estate commands errors
+    upgrade reload tally repeats snapshot events states estate commands variables
+    usage errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.
@@ -44,8 +45,8 @@ HOMES = {
     "signal.signal": {"signals"},
     "signal.set_wakeup_fd": {"signals"},
     "signal.pthread_sigmask": {"signals"},
-    "os.environ": {"config", "systemd"},
-    "os.getenv": {"config"},
+    "os.environ": {"variables", "systemd"},
+    "os.getenv": set[str](),
     "socket.socket": {"handover", "heir", "journal", "listener", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),

@@ -21,10 +21,10 @@ def serve(listener: socket.socket, handler: type[socketserver.BaseRequestHandler
     server: socketserver.BaseServer = None  # type: ignore[assignment] # no server object: no handler here asks
     while True:
         connection, address = listener.accept()
-        handler(connection, address, server)
         try:
+            handler(connection, address, server)
             connection.shutdown(socket.SHUT_WR)
-        except OSError:  # ENOTCONN: the client was gone first
+        except OSError:  # the client was gone first
             pass
         connection.close()
 

@@ -1,12 +1,13 @@
-"""The well-known recipe for a bounded server: sixteen threads on one `serve_forever`: `python -m … MODULE:HANDLER`."""
+"""The well-known recipe for a bounded server: sixteen threads on one `serve_forever`.
+
+`python -m bench.contestants.sixteen_threads MODULE:HANDLER [THREADS]`
+"""
 
 import os
 import pkgutil
 import socketserver
 import sys
 import threading
-
-THREADS = 16
 
 
 class Server(socketserver.TCPServer):
@@ -17,12 +18,12 @@ class Server(socketserver.TCPServer):
 
 def main() -> None:
     """Serve until killed: `shutdown` ends one of the threads only."""
-    handler = pkgutil.resolve_name(sys.argv[1])
+    handler, threads = pkgutil.resolve_name(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 16
     with Server(("127.0.0.1", 0), handler) as server:
-        for _ in range(THREADS - 1):
+        for _ in range(threads - 1):
             threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"tcp://127.0.0.1:{server.server_address[1]}"
-        print(f"threads: ready on {url} (pid {os.getpid()}, {THREADS} threads)", file=sys.stderr, flush=True)
+        print(f"threads: ready on {url} (pid {os.getpid()}, {threads} threads)", file=sys.stderr, flush=True)
         server.serve_forever()
 
 

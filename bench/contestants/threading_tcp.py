@@ -5,21 +5,17 @@ import pkgutil
 import socketserver
 import sys
 
-
-class Server(socketserver.ThreadingTCPServer):
-    """Stock but for the backlog: five is too few for any load, and a dropped SYN waits a second."""
-
-    request_queue_size = 1024
+BACKLOG = 1024
 
 
-def main() -> None:
-    """Serve until killed."""
+def run(base: type[socketserver.TCPServer]) -> None:
+    """Serve until killed. Stock but for the backlog: five is too few for any load, and a dropped SYN waits a second."""
     handler = pkgutil.resolve_name(sys.argv[1])
-    with Server(("127.0.0.1", 0), handler) as server:
+    with type("Server", (base,), {"request_queue_size": BACKLOG})(("127.0.0.1", 0), handler) as server:
         url = f"tcp://127.0.0.1:{server.server_address[1]}"
-        print(f"threading: ready on {url} (pid {os.getpid()})", file=sys.stderr, flush=True)
+        print(f"{base.__name__}: ready on {url} (pid {os.getpid()})", file=sys.stderr, flush=True)
         server.serve_forever()
 
 
 if __name__ == "__main__":
-    main()
+    run(socketserver.ThreadingTCPServer)
