@@ -48,8 +48,11 @@ _M_ARENA_MAX = -8
 """malloc.h. Threads that take turns at the interpreter's lock gain nothing by heaps of their own (measured: 2 % more
 requests for one CPU-second with one heap). Source: mallopt(3)."""
 
-# Loaded before the fork, since a child that hangs in the loader's lock would never be ready.
+# Loaded before the fork, since a child that hangs in the loader's lock would never be ready; and looked up there, since
+# what ctypes makes of each would be 80 KiB of private memory in every worker.
 _libc = ctypes.CDLL(None, use_errno=True)
+_mallopt, _prctl, _signal = _libc.mallopt, _libc.prctl, _libc.signal
+_alarm = ctypes.cast(_libc.alarm, ctypes.c_void_p)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Worker:
             stacks.install(self._seat.stacks_fd)
         signals.unblock_all()  # until the crew stands, TERM and INT simply end us
         self._follow_the_master()
-        _libc.mallopt(_M_ARENA_MAX, 1)
+        _mallopt(_M_ARENA_MAX, 1)
         try:
             stations = self._generation.make_stations()
             self._generation.on_start()
@@ -212,14 +215,14 @@ class Worker:
 
         Source: prctl(2).
         """
-        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         self._set_last_bell()
         if self._is_master_dead():
             os._exit(0)
 
     def _set_last_bell(self) -> None:
         signals.default(signal.SIGALRM)
-        _libc.signal(int(_LAST_BELL), ctypes.cast(_libc.alarm, ctypes.c_void_p))
+        _signal(int(_LAST_BELL), _alarm)
         try:
             # An open file of its own: signals of one that is shared with the siblings would go to the last of them.
             bell = os.open(f"/proc/self/fd/{self._seat.lifeline_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -34,7 +34,7 @@ frontend front
 
 backend back
     balance roundrobin
-    default-server check inter 100ms fastinter 100ms
+    default-server check inter 500ms fastinter 500ms
 {servers}
 """
 
@@ -46,21 +46,21 @@ class Balancer:
         self.port = port
         self.admin = admin
 
-    def states(self) -> list[str]:
-        """What it thinks of its servers, by its own health checks."""
+    def states(self) -> list[tuple[str, str]]:
+        """What it thinks of its servers, and how its latest health checks went."""
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(10)
             asking.connect(str(self.admin))
             asking.sendall(b"show stat\n")
             with asking.makefile() as reply:
                 rows = [line.split(",") for line in reply if line.strip()]
-        status = rows[0].index("status")
-        return [row[status] for row in rows[1:] if row[1] not in ("FRONTEND", "BACKEND")]
+        status, check = map(rows[0].index, ("status", "check_status"))
+        return [(row[status], row[check]) for row in rows[1:] if row[1] not in ("FRONTEND", "BACKEND")]
 
     def is_up(self) -> bool:
-        """Whether it answers, and likes all of its servers."""
+        """Whether it answers, and has found all of its servers well."""
         try:
-            return set(self.states()) == {"UP"}
+            return set(self.states()) == {("UP", "L4OK")}
         except (FileNotFoundError, ConnectionRefusedError):
             return False
 
@@ -104,7 +104,7 @@ def test_clients_of_haproxy_are_known_and_limited_as_themselves(daemon, tmp_path
         with contextlib.suppress(ConnectionResetError):
             assert third.recv(1) == b""
         served.counted(per_source=1)
-        assert balancer.is_up()
+        wait_for(balancer.is_up, 10, "the health checks to go well")
 
 
 @pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])

@@ -238,7 +238,9 @@ def test_stop_does_not_wait_for_those_that_are_silent(daemon, tmp_path, workers:
         for client in [*silent, *regulars]:
             assert is_ended(client)
         assert served.wait() == 0
-    assert len(marks.read_text().splitlines()) == 20
+    finished = len(marks.read_text().splitlines())
+    # A stop now leaves them half a second, which may be all gone at once on a machine that stands still.
+    assert finished == 20 if sig == SIGTERM else 0 < finished <= 20
 
 
 def test_requests_under_way_are_answered_before_a_stop(daemon) -> None:
