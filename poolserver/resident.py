@@ -26,6 +26,7 @@ class Resident:
         self.has_exit_descriptor = True
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._told = b""
+        self._is_over = False
 
     def ask_stop(self) -> None:
         """For the crew: a handler asked the service to stop."""
@@ -48,7 +49,7 @@ class Resident:
 
     def has_exited(self) -> bool:
         self._receive()
-        if self.status is None and _OVER in self._told:
+        if self.status is None and self._is_over:
             self.reason = self._crew.lost_listener
             self.status = LISTENER_LOST_STATUS << 8 if self.reason else 0  # in the form of waitpid(2)
         return self.status is not None
@@ -74,9 +75,11 @@ class Resident:
 
     def _receive(self) -> None:
         try:
-            self._told += os.read(self._read_fd, 4096)
+            told = os.read(self._read_fd, 4096)
         except BlockingIOError:
-            pass  # nothing new
+            return  # nothing new
+        self._told += told
+        self._is_over = self._is_over or _OVER in told  # kept: it may come between has_exited() and reports()
 
     def _tell(self, octets: bytes) -> None:
         os.write(self._write_fd, octets)

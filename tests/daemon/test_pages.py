@@ -19,15 +19,18 @@ from clients import ask, connect, own_port, read_line, wait_for
 from conftest import Daemon, environment
 from pages import DOCS, PAGES, blocks, commands, typed, write_files
 
+HELLO = {b"hello world\n", b"good day, world\n"}
+"""The tutorial changes it; pages that show no ``hello.py`` leave their reader with the latter."""
+
 ANSWERS = {
-    "hello": b"hello world\n",
-    "before": b"hello world\n",
-    "after": b"hello world\n",
-    "service": b"world\n",
-    "shout": b"WORLD\n",
-    "upper": b"WORLD\n",
-    "bounded": b"WORLD\n",
-    "filtered": b"hello\n",
+    "hello": HELLO,
+    "before": HELLO,
+    "after": HELLO,
+    "service": {b"world\n"},
+    "shout": {b"WORLD\n"},
+    "upper": {b"WORLD\n"},
+    "bounded": {b"WORLD\n"},
+    "filtered": {b"hello\n"},
 }
 """What ``world`` is answered, by the module of the handler; ``service`` is an echo in the library's page."""
 
@@ -54,7 +57,7 @@ OWN = [
 def local(text: str, folder: Path) -> str:
     """Ports of the kernel's choice, sockets in the folder."""
     text = re.sub(r"(tcp://[0-9.]+):[0-9]+", r"\1:0", text)
-    return text.replace("/tmp/", f"{folder}/")
+    return text.replace("unix:/tmp/", f"unix:{folder}/")
 
 
 def serve(daemon, page: Path, line: str, folder: Path) -> Daemon:
@@ -77,7 +80,7 @@ def test_every_service_shown_serves(daemon, tmp_path, page, line):
     """It gets ready, answers, and stops."""
     served = serve(daemon, page, line, tmp_path)
     named = re.search(r"(\w+):\w+", line)
-    assert ask(served, b"world\n") == ANSWERS[named[1] if named else "hello"]
+    assert ask(served, b"world\n") in ANSWERS[named[1] if named else "hello"]
     assert served.stop() == 0
 
 
@@ -107,7 +110,7 @@ def test_every_program_shown_serves(tmp_path, block):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
             client.sendall(b"world\n")
             expected = ANSWERS["hello"] if "hello" in block.text.lower() else ANSWERS["service"]
-            assert read_line(client) == expected
+            assert read_line(client) in expected
         program.send_signal(SIGTERM)
         assert program.wait(40) == (0 if "poolserver" in block.text else -SIGTERM)
     finally:
@@ -134,7 +137,7 @@ def test_every_order_shown_is_obeyed(daemon, tmp_path):
     for words in given:
         code, output = run(words, tmp_path)
         assert code == 0, f"{words}: {output}"
-        assert ask(served, b"world\n") in (b"hello world\n", b"good day, world\n")
+        assert ask(served, b"world\n") in HELLO
     assert run(["stop", "-c", "hello.toml"], tmp_path)[0] == 0
 
 
@@ -178,7 +181,7 @@ def test_stacks_quoted_are_what_stacks_says(daemon, tmp_path):
     served = serve(daemon, DOCS / "tutorial.md", "poolserver run hello:Hello -w 1 -t 2", tmp_path)
     with connect(served) as client:
         client.sendall(b"world\n")
-        assert read_line(client) in (b"hello world\n", b"good day, world\n")
+        assert read_line(client) in HELLO
         code, said = run(["stacks", "--control", str(served.control_path)], tmp_path)
         assert code == 0, said
     shown = [shape(line) for line in quoted.splitlines() if re.match("worker|  lane", line)]
@@ -204,7 +207,7 @@ def test_control_socket_speaks_as_quoted(daemon):
     assert len(exchanges) == 3
 
 
-def test_tls_client_shown_talks(daemon, tmp_path, monkeypatch):
+def test_tls_client_shown_talks(daemon, tmp_path):
     """The certificate, the service and the client of the page, one after another."""
     page = DOCS / "tls.md"
     (make,) = [line for line in typed(page) if line.startswith("openssl req ")]

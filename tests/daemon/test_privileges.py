@@ -230,7 +230,8 @@ class TestRefusals:
     def test_user_that_we_are_is_no_error_and_another_is_71(self, daemon, place):
         """Without root there is nothing to give up."""
         # Imported first: the Python under test may be in a folder of root's.
-        demote = "import os, sys; from poolserver.__main__ import main; import poolserver.examples.echo;"
+        demote = "import difflib, os, sys; from poolserver.__main__ import main; from poolserver import service;"
+        demote += "import poolserver.examples.echo;"
         demote += "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.argv.insert(1, 'run'); main()"
         as_nobody = {"program": (sys.executable, "-c", demote), "env": {"XDG_RUNTIME_DIR": str(place)}, "cwd": place}
         served = daemon(ECHO, "--set", "server.user=nobody", **as_nobody)

@@ -18,7 +18,6 @@ from poolserver.config import (
     Loaded,
     Option,
     effective,
-    environment,
     from_sections,
     key_lines,
     load,
@@ -26,6 +25,7 @@ from poolserver.config import (
 from poolserver.errors import ConfigError
 from poolserver.sections import SECTIONS, Config
 from poolserver.values import available_cores
+from poolserver.variables import environment
 
 SAMPLE = Path(__file__).parents[2] / "config" / "poolserver.toml"
 KNOWN_KEYS = [f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys]
