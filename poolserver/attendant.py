@@ -7,13 +7,14 @@ import collections
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from poolserver.claims import Claims
 from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
 from poolserver.park import Park
 from poolserver.parked import UNFIT, Limits, Parked
+from poolserver.processors import has_spare
 from poolserver.rows import Outcome
 from poolserver.station import Terms
 
@@ -21,13 +22,16 @@ CLOSE_LOOK = 0.005
 """Seconds between looks whether every lane is busy, while that may be: a connection that became ready waits so long for
 a worker that has time. Three looks in a row that find a free lane end it, until a lane takes a connection."""
 
-FARTHEST_LOOK = 0.08
+NEAR_LOOK, FARTHEST_LOOK = 0.02, 0.08
 SLOWING = 1.25
-"""The same while lanes get on with one connection after another, at the most; each look is so much later than the last.
-Under load a look is dear, since it takes the interpreter from them (measured, 16 workers on two cores: a quarter
-of all CPU at 10 ms)."""
+"""The same while lanes get on with one connection after another, at the most: while one is free now and then, and while
+none is. Each look is so much later than the last. Under load a look is dear, since it takes the interpreter from them
+(measured, 16 workers on two cores: a quarter of all CPU at 10 ms)."""
 
 QUIET_LOOKS = 3
+
+STILL_LOOKS = 2
+"""After so many looks in a row at which every lane has what it had before, its lanes count as held."""
 
 TICK = 1.0
 """Seconds between looks while nothing is near its limit; the crew looks as often for its own affairs."""
@@ -53,8 +57,17 @@ class Attendant:
     ``hands_over``: the worker leaves, others go on, and they shall have what is parked.
     """
 
-    def __init__(self, park: Park, lanes: Sequence[Lane], terms: Terms, claims: Claims, pairs: Pairs | None) -> None:
+    def __init__(
+        self,
+        park: Park,
+        lanes: Sequence[Lane],
+        terms: Terms,
+        claims: Claims,
+        pairs: Pairs | None,
+        has_processor: Callable[[], bool] = has_spare,
+    ) -> None:
         self.is_close = False
+        self._has_processor = has_processor
         self.hands_over = False
         self.unsent: collections.deque[Parked] = collections.deque()
         self._claims = claims
@@ -72,6 +85,7 @@ class Attendant:
         self._next_close_look = 0.0
         self._pace = CLOSE_LOOK
         self._seen: list[float] = []
+        self._still_looks = 0
 
     def deadline(self) -> float:
         """When to ``look`` next; never while nothing is parked."""
@@ -176,13 +190,13 @@ class Attendant:
 
     def _watch_lanes(self) -> None:
         seen, self._seen = self._seen, [lane.began for lane in self._lanes]
-        if self._park and all(lane.request is not None for lane in self._lanes):
-            self._quiet_looks = 0
-            self._pace = CLOSE_LOOK if self._seen == seen else min(SLOWING * self._pace, FARTHEST_LOOK)
+        is_still = not seen or seen == self._seen
+        is_full = bool(self._park) and all(lane.request is not None for lane in self._lanes)
+        self._still_looks = self._still_looks + 1 if is_full and is_still else 0
+        self._quiet_looks = 0 if is_full else self._quiet_looks + 1
+        self._pace = CLOSE_LOOK if is_still else min(SLOWING * self._pace, FARTHEST_LOOK if is_full else NEAR_LOOK)
+        if is_full:
             self._relieve()
-        else:
-            self._quiet_looks += 1
-            self._pace = CLOSE_LOOK
         self.is_close = self.is_close or self._quiet_looks < QUIET_LOOKS
 
     def _move_out(self) -> None:
@@ -200,9 +214,12 @@ class Attendant:
 
     def _relieve(self) -> None:
         """Every lane is busy: those that are ready go to workers that have time, as many as these have lanes. Not while
-        others are on their way: a lane may say that it has time, and no processor be left for it."""
+        others are on their way; nor, unless our lanes stand still, while no processor is left: a lane that says that
+        it has time would have them no sooner, and a hand-over takes time from those that serve."""
         idle = self._park.row.lanes(self._claims.rows)[1]
         if not (idle and self._pairs is not None and self._pairs.ready.is_empty):
+            return
+        if self._still_looks < STILL_LOOKS and not self._has_processor():
             return
         for parked in self._park.overdue(idle):
             if not (may_leave(parked) and self._park.send(parked, functools.partial(send, self._pairs.ready))):

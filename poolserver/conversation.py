@@ -106,8 +106,12 @@ class Conversation:
     @property
     def is_plain(self) -> bool:
         """Whether what the client sends is what the handler reads: no TLS put on."""
-        request, (connection, own) = self._request, self._layers
-        return connection is request and own is request and not isinstance(request, ssl.SSLSocket)
+        request, handler = self._request, self.handler
+        return (
+            getattr(handler, "connection", request) is request
+            and handler.request is request
+            and not isinstance(request, ssl.SSLSocket)
+        )
 
     @property
     def _layers(self) -> tuple[Any, Any]:

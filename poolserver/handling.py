@@ -179,7 +179,7 @@ class Handling:
         """The hooks, unless the client is gone already."""
         if parked is not None and parked.conversation is not None:
             parked.conversation.go_on(is_last=parked.verdict is Verdict.ENDED)
-            return self._converse(server, request, parked.conversation)
+            return self._converse(server, request, parked.conversation, parked)
         if self._station.is_tcp and is_reset(request):
             server.shutdown_request(request)
             return Outcome.REFUSED_RESET
@@ -188,11 +188,11 @@ class Handling:
             return Outcome.REFUSED_VERIFY
         if self._station.is_conversational and isinstance(request, socket.socket):
             conversation = Conversation(server.RequestHandlerClass, request, address, server)
-            return self._converse(server, request, conversation)
+            return self._converse(server, request, conversation, parked)
         server.process_request(request, address)
         return Outcome.SERVED
 
-    def _converse(self, server: LaneServer, request: Any, conversation: Conversation) -> Outcome:
+    def _converse(self, server: LaneServer, request: Any, conversation: Conversation, parked: Parked | None) -> Outcome:
         """After an exchange: as many more as the client has sent already, within bounds; then it is over or is
         suspended."""
         turns = MAX_TURNS
@@ -204,9 +204,9 @@ class Handling:
         if conversation.is_over:
             server.shutdown_request(request)
         else:
-            parked = Parked(self._station, conversation.connection, self.address, time.monotonic(), self._claim())
-            parked.conversation, parked.is_between, parked.has_news = conversation, True, has_input
-            parked.born = self._born
+            if parked is None:
+                parked = Parked(self._station, request, self.address, self.began, born=self._born)
+            parked.wait_again(conversation, self._claim(), has_news=has_input)
             self._suspended = parked
         return Outcome.SERVED
 

@@ -111,12 +111,13 @@ class Park:
             verdict = parked.look(self._max_head)
             with self._lock:
                 if verdict in READY or parked.ending is not None:
-                    self._remove(parked)
+                    self._remove(parked, self._wakeups.heed)
                     parked.is_in_hand = parked.has_news = False  # it may come back for its next step
                     return parked
                 if not parked.has_news:
                     parked.is_in_hand = False
                     self._restage(parked)
+                    self._wakeups.watch_on(fd)
                     return None
                 parked.has_news = False
 
@@ -143,6 +144,7 @@ class Park:
         copy. False: it stays the caller's."""
         self.settle(time.monotonic())
         with self._lock:
+            self._forget(parked)
             is_counted = parked.is_counted
             self._uncount(parked)
             place = self._claims.send(self._ordinal, parked.claim) if is_counted else -1
@@ -170,6 +172,7 @@ class Park:
         """Close one that no handler needs to see, and count its ending, in no lane's name."""
         outcome = parked.ending or Outcome.CUT
         with self._lock:
+            self._forget(parked)
             self._uncount(parked)
             self.row.count(outcome)
         if self._has_access_log and not (outcome.is_refusal and parked.conversation is None):
@@ -296,7 +299,10 @@ class Park:
         parked.fd = parked.request.fileno()
         try:
             # Under the lock: whoever it wakes finds the entry.
-            self._wakeups.watch(parked.fd, has_room=parked.wants_room)
+            if parked.is_between:
+                self._wakeups.watch_once(parked.fd)
+            else:
+                self._wakeups.watch(parked.fd, has_room=parked.wants_room)
         except OSError:
             parked.ending = Outcome.REFUSED_MAX_PARKED
             return False
@@ -308,12 +314,16 @@ class Park:
         self._publish(parked, 1)
         return True
 
-    def _remove(self, parked: Parked) -> None:
+    def _remove(self, parked: Parked, unwatch: Callable[[int], None] | None = None) -> None:
         del self._stage(parked)[parked]
         if self.by_fd.get(parked.fd) is parked:  # else it was closed, and the number is another's
             del self.by_fd[parked.fd]
-            self._wakeups.unwatch(parked.fd)
+            (unwatch or self._wakeups.unwatch)(parked.fd)
         self._publish(parked, -1)
+
+    def _forget(self, parked: Parked) -> None:
+        if parked.fd not in self.by_fd:
+            self._wakeups.forget(parked.fd)
 
     def _publish(self, parked: Parked, change: int) -> None:
         if parked.is_between:

@@ -4,6 +4,7 @@ import math
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -58,8 +59,20 @@ class Parked:
     def __post_init__(self) -> None:
         self.born = self.born or self.since
 
+    def wait_again(self, conversation: Conversation, claim: int, *, has_news: bool) -> None:
+        """An exchange is over: until the next. ``has_news``: some of it is there."""
+        self.conversation, self.request = conversation, conversation.connection
+        self.claim, self.has_news = claim, has_news
+        self.since = time.monotonic()
+        self.is_between = True
+        self.has_begun = self.is_in_hand = False
+        self.verdict = Verdict.SILENT
+
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""
+        if self.conversation is not None and self.conversation.is_plain and self._has_whole(most):
+            self.verdict = Verdict.COMPLETE
+            return self.verdict
         if self.step is Step.HEADER:
             self.verdict = self._look_for_header()
         else:
@@ -70,6 +83,17 @@ class Parked:
             has_left = self.is_between and self.verdict is Verdict.RESET
             self.ending = Outcome.SERVED if has_left else UNFIT[self.verdict]
         return self.verdict
+
+    def _has_whole(self, most: int) -> bool:
+        """Whether one look finds the whole next request of a plain conversation, as it nearly always does; False says
+        nothing."""
+        if self.request.gettimeout():
+            return False
+        try:
+            octets = _recv(self.request, most if most < _GLANCE else _GLANCE, _PEEK)
+        except (OSError, ValueError):
+            return False
+        return octets != b"" and judge(self.station.between, octets, most) is Verdict.COMPLETE
 
     def _look_for_header(self) -> Verdict:
         return _look(self.request, MAX_BYTES, partial(judge_header, self.station.proxy_mode))

@@ -19,6 +19,8 @@ WOKEN = -1
 _PARKED = select.EPOLLIN | select.EPOLLET | select.EPOLLRDHUP
 """Each arrival tells once, so that a trickle wakes a lane once a packet and unread input never spins."""
 
+_ONCE = _PARKED | select.EPOLLONESHOT
+
 
 class Wakeups(Generic[T]):
     """One epoll for all lanes, each calling ``wait``: listeners (``EPOLLEXCLUSIVE``), "look again", and the stop.
@@ -33,6 +35,7 @@ class Wakeups(Generic[T]):
         self.is_shared = is_shared
         self._posts = posts
         self._again: collections.deque[T] = collections.deque()
+        self._once: set[int] = set()
 
     def open(self) -> None:
         """Make the descriptors and watch the listeners. Source: epoll_ctl(2)."""
@@ -81,10 +84,48 @@ class Wakeups(Generic[T]):
         Raises:
             OSError: the system's memory for watches is used up.
         """
+        self._once.discard(fd)
         self._parking.register(fd, _PARKED | (select.EPOLLOUT if has_room else 0))
+
+    def watch_once(self, fd: int) -> None:
+        """Tell once of what arrives, or is there already, and then of nothing until asked again: between two requests,
+        a call each time that it is parked, and none when a lane takes it up.
+
+        Raises:
+            OSError: as ``watch`` does.
+        """
+        if fd in self._once:
+            try:
+                self._parking.modify(fd, _ONCE)
+            except FileNotFoundError:
+                pass  # the lanes have parted since, or another file has the number
+            else:
+                return
+        self._parking.register(fd, _ONCE)
+        self._once.add(fd)
+
+    def watch_on(self, fd: int) -> None:
+        """What was told, if once, was not all: from now on tell of each arrival. What is there already tells anew."""
+        if fd in self._once:
+            self._once.discard(fd)
+            try:
+                self._parking.modify(fd, _PARKED)
+            except OSError:
+                pass  # closed already, by a thread of its handler
+
+    def heed(self, fd: int) -> None:
+        """A lane has what was told of. If that was once, it tells of nothing more, and may be known on."""
+        if fd not in self._once:
+            self.unwatch(fd)
+
+    def forget(self, fd: int) -> None:
+        """As ``unwatch``, for what a lane had; its number nobody else has."""
+        if fd in self._once:
+            self.unwatch(fd)
 
     def unwatch(self, fd: int) -> None:
         """Before the descriptor is closed: one whose file lives on in another process would go on telling."""
+        self._once.discard(fd)
         try:
             self._parking.unregister(fd)
         except OSError:

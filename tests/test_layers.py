@@ -24,7 +24,7 @@ LAYERS = """
     shared_socket process inquiry stacks signals failures log journal streams lines privileges config sections
     values proxy_protocol tls admission sources claims networks scoreboard rows crowds pool turnover fates roster
     upgrade reload tally repeats snapshot events states estate commands variables
-    usage errors
+    processors usage errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 
 # Each power and the modules where it may be used; `name` is as an AST sees it, the import resolved.

@@ -42,8 +42,9 @@ class Talk:
     is_plain = True
     is_over = False
 
-    def __init__(self, *, has_stock_finish: bool) -> None:
+    def __init__(self, *, has_stock_finish: bool, connection: socket.socket | None = None) -> None:
         self.has_stock_finish = has_stock_finish
+        self.connection = connection
 
     def end(self) -> None:
         """Once."""
@@ -172,11 +173,10 @@ class Site:
             self.close(parked)
             self.claims.give_back(self.first_lane + lane)
             return
-        conversation: Any = Talk(has_stock_finish=has_stock_finish)
-        since = time.monotonic() + self.world.offset
-        claim = self.claims.claimed(self.first_lane + lane)
-        between = Parked(self.here, parked.request, parked.address, since, claim, conversation, is_between=True)
-        self.add(between, lane)
+        conversation: Any = Talk(has_stock_finish=has_stock_finish, connection=parked.request)
+        parked.wait_again(conversation, self.claims.claimed(self.first_lane + lane), has_news=False)
+        parked.since += self.world.offset
+        self.add(parked, lane)
 
     def relieve(self, most: int) -> None:
         """As ``Attendant._relieve``."""

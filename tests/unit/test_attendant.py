@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from park_world import Site, Talk, World
 
-from poolserver.attendant import CLOSE_LOOK, DRAIN_PATIENCE, FARTHEST_LOOK, QUIET_LOOKS, Attendant
+from poolserver.attendant import CLOSE_LOOK, DRAIN_PATIENCE, FARTHEST_LOOK, QUIET_LOOKS, STILL_LOOKS, Attendant
 from poolserver.handover import Pairs
 from poolserver.parked import Parked
 from poolserver.rows import Outcome
@@ -32,6 +32,7 @@ class Crew:
     lanes: list[Lane]
     attendant: Attendant
     now: float = 0.0
+    has_processor: bool = True
 
     def look(self, seconds: float = 0.0) -> None:
         self.now += seconds
@@ -69,8 +70,9 @@ def make_crew(world: World) -> MakeCrew:
         here = [Lane() for _ in range(lanes)]
         site = world.sites[ordinal]
         terms = {"head_timeout": 0, "keep_alive": 0} | terms
-        attendant = Attendant(site.park, here, Terms(**terms), site.claims, pairs)  # type: ignore[arg-type]
-        return Crew(site, here, attendant, time.monotonic())
+        attendant = Attendant(site.park, here, Terms(**terms), site.claims, pairs, lambda: crew.has_processor)  # type: ignore[arg-type]
+        crew = Crew(site, here, attendant, time.monotonic())
+        return crew
 
     return make
 
@@ -163,6 +165,26 @@ def test_ready_connection_goes_to_a_worker_that_has_time(world: World, make_crew
     crew.look()
     assert len(arrivals(world, is_ready=True)) == 1
     assert len(crew.site.park) == 0
+
+
+def test_without_a_processor_only_what_held_lanes_keep_waiting_goes(
+    world: World, make_crew: MakeCrew, ends: Ends
+) -> None:
+    """While lanes get on they have it sooner than a worker that no processor is left for."""
+    crew = make_crew()
+    crew.has_processor = False
+    crew.park(ends[1])
+    ends[0].sendall(b"line\n")
+    crew.be_busy(2)
+    idle_lanes(world, 1, 1)
+    crew.attendant.is_close = True
+    for number in range(1, 10):
+        crew.lanes[0].began = number
+        crew.look(FARTHEST_LOOK)
+    assert arrivals(world, is_ready=True) == []
+    for _ in range(STILL_LOOKS):
+        crew.look(CLOSE_LOOK)
+    assert len(arrivals(world, is_ready=True)) == 1
 
 
 def test_nothing_goes_where_nobody_has_time(world: World, make_crew: MakeCrew, ends: Ends) -> None:

@@ -148,6 +148,91 @@ def test_connection_in_a_lanes_hands_is_nobody_elses(world: World, ends: Ends) -
     assert staged(site) == (0, 1, 0)
 
 
+def converse(site: Site, request: socket.socket) -> Parked:
+    """Park a conversation between two requests."""
+    return add(site, request, conversation=Talk(has_stock_finish=True), is_between=True)
+
+
+def suspend(parked: Parked) -> None:
+    """As a lane does after an exchange."""
+    conversation: Any = Talk(has_stock_finish=True, connection=parked.request)
+    parked.wait_again(conversation, 0, has_news=False)
+
+
+def taken(site: Site) -> Parked | None:
+    """What a lane is woken for now."""
+    told = site.wakeups.wait(0)
+    return site.park.take(told) if told is not None else None
+
+
+def test_conversation_in_a_lane_wakes_nobody_and_is_told_of_whenever_it_is_parked(world: World, ends: Ends) -> None:
+    """A body that comes bit by bit is its handler's; what is unread when it is parked again tells at once."""
+    site, client = world.sites[0], ends[0]
+    parked = converse(site, ends[1])
+    for _ in range(3):
+        assert site.wakeups.wait(0) is None
+        client.sendall(b"line\n")
+        assert taken(site) is parked
+        client.sendall(b"and a body\n")
+        assert site.wakeups.wait(0) is None
+        ends[1].recv(100)
+        suspend(parked)
+        assert site.park.add(parked, site.first_lane) == []
+    client.sendall(b"line\n")
+    assert taken(site) is parked
+    site.park.add(parked, site.first_lane)
+    assert taken(site) is parked
+
+
+def test_head_between_two_requests_that_trickles_is_told_of_bit_by_bit_and_never_spins(
+    world: World, ends: Ends
+) -> None:
+    """A lane is woken once for each bit, and once more for the first."""
+    site, client = world.sites[0], ends[0]
+    parked = converse(site, ends[1])
+    for bit in (b"l", b"i", b"n"):
+        client.sendall(bit)
+        assert taken(site) is None
+        assert staged(site) == (0, 1, 0)
+        taken(site)
+        assert site.wakeups.wait(0) is None
+    client.sendall(b"e\n")
+    assert taken(site) is parked
+    ends[1].recv(100)
+    suspend(parked)
+    site.park.add(parked, site.first_lane)
+    client.sendall(b"line\n")
+    assert taken(site) is parked
+
+
+def test_conversation_that_a_lane_has_while_lanes_part_is_told_of_by_what_is_left(world: World, ends: Ends) -> None:
+    """The epoll that knew it is waited on no more."""
+    site = world.sites[0]
+    parked = converse(site, ends[1])
+    ends[0].sendall(b"line\n")
+    assert taken(site) is parked
+    site.park.part()
+    site.park.add(parked, site.first_lane)
+    assert site.park.take(site.wakeups.wait_parked(0)) is parked
+
+
+def test_ended_conversation_is_forgotten_though_another_process_has_a_copy(world: World, ends: Ends) -> None:
+    """Its number is another's then, who is told of."""
+    site, client = world.sites[0], ends[0]
+    request, copy = ends[1], ends[1].dup()
+    parked = converse(site, request)
+    client.sendall(b"line\n")
+    assert taken(site) is parked
+    site.park.drop(parked)
+    theirs, mine = socket.socketpair()
+    assert theirs.fileno() == parked.fd
+    newcomer = converse(site, theirs)
+    mine.sendall(b"line\n")
+    assert taken(site) is newcomer
+    for each in (copy, theirs, mine):
+        each.close()
+
+
 @pytest.mark.parametrize("told", [0, 999_999])
 def test_event_of_a_connection_that_is_gone_means_nothing(world: World, told: int) -> None:
     """It was cut, or taken, since the epoll told."""
