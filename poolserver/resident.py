@@ -26,7 +26,6 @@ class Resident:
         self.has_exit_descriptor = True
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._told = b""
-        self._is_over = False
 
     def ask_stop(self) -> None:
         """For the crew: a handler asked the service to stop."""
@@ -43,13 +42,16 @@ class Resident:
         return [self._read_fd]
 
     def reports(self) -> list[Report]:
-        self._receive()
+        """What had come when ``has_exited`` was asked; the end, if it came since, stays in the pipe, and wakes."""
         told, self._told = self._told, b""
         return [_REPORTS[octet] for octet in told if octet in _REPORTS]
 
     def has_exited(self) -> bool:
-        self._receive()
-        if self.status is None and self._is_over:
+        try:
+            self._told += os.read(self._read_fd, 4096)
+        except BlockingIOError:
+            pass  # nothing new
+        if self.status is None and _OVER in self._told:
             self.reason = self._crew.lost_listener
             self.status = LISTENER_LOST_STATUS << 8 if self.reason else 0  # in the form of waitpid(2)
         return self.status is not None
@@ -72,14 +74,6 @@ class Resident:
 
     def end(self) -> None:
         self._crew.cut()
-
-    def _receive(self) -> None:
-        try:
-            told = os.read(self._read_fd, 4096)
-        except BlockingIOError:
-            return  # nothing new
-        self._told += told
-        self._is_over = self._is_over or _OVER in told  # kept: it may come between has_exited() and reports()
 
     def _tell(self, octets: bytes) -> None:
         os.write(self._write_fd, octets)
