@@ -42,6 +42,12 @@ class Contestant:
     forks: bool = False
 
 
+def say_ready(name: str, port: int, shape: str = "") -> None:
+    """The ready line of one that is a program in Python; `shape` is what it consists of."""
+    more = f", {shape}" if shape else ""
+    print(f"{name}: ready on tcp://127.0.0.1:{port} (pid {os.getpid()}{more})", file=sys.stderr, flush=True)
+
+
 def program(module: str, *words: str | int) -> tuple[str, ...]:
     """One of the programs here."""
     return (sys.executable, "-m", f"bench.contestants.{module}", *map(str, words))

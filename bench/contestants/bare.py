@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from bench.contestants import say_ready
+
 BACKLOG = 1024  # poolserver's default
 
 
@@ -43,8 +45,7 @@ def run(name: str, serve: Callable[[socket.socket, Any], object]) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     children = [forked(serve, listener, handler) for _ in range(processes)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-    print(f"{name}: ready on {url} (pid {os.getpid()}, {processes} processes)", file=sys.stderr, flush=True)
+    say_ready(name, listener.getsockname()[1], f"{processes} processes")
     try:
         signal.pause()
     finally:

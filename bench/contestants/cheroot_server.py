@@ -1,10 +1,11 @@
 """cheroot, one process: `python -m bench.contestants.cheroot_server MODULE:APPLICATION THREADS`."""
 
-import os
 import pkgutil
 import sys
 
 from cheroot import wsgi
+
+from bench.contestants import say_ready
 
 CONNECTIONS = 5000
 
@@ -15,8 +16,7 @@ def main() -> None:
     server = wsgi.Server(("127.0.0.1", 0), application, numthreads=threads, request_queue_size=1024)
     server.keep_alive_conn_limit = CONNECTIONS
     server.prepare()
-    url = f"tcp://127.0.0.1:{server.bind_addr[1]}"
-    print(f"cheroot: ready on {url} (pid {os.getpid()})", file=sys.stderr, flush=True)
+    say_ready("cheroot", server.bind_addr[1])
     server.serve()
 
 

@@ -1,11 +1,12 @@
 """gevent's `StreamServer`, one process, with the same handler class on its sockets: `python -m … MODULE:HANDLER`."""
 
-import os
 import pkgutil
 import socketserver
 import sys
 
 from gevent.server import StreamServer
+
+from bench.contestants import say_ready
 
 BACKLOG = 1024  # as everyone's: its default is 256
 
@@ -18,8 +19,7 @@ def main() -> None:
         ("127.0.0.1", 0), lambda connection, address: handler(connection, address, nobody), backlog=BACKLOG
     )
     server.start()
-    url = f"tcp://127.0.0.1:{server.server_port}"
-    print(f"gevent: ready on {url} (pid {os.getpid()})", file=sys.stderr, flush=True)
+    say_ready("gevent", server.server_port)
     server.serve_forever()
 
 

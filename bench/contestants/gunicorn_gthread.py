@@ -1,11 +1,12 @@
 """gunicorn with threads: `python -m bench.contestants.gunicorn_gthread MODULE:APPLICATION WORKERS THREADS`."""
 
-import os
 import pkgutil
 import sys
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+
+from bench.contestants import say_ready
 
 
 class Service(BaseApplication):
@@ -32,8 +33,7 @@ class Service(BaseApplication):
 
     def say_ready(self, arbiter: Any) -> None:
         """It listens; its workers come after."""
-        port = arbiter.LISTENERS[0].sock.getsockname()[1]
-        print(f"gunicorn: ready on tcp://127.0.0.1:{port} (pid {os.getpid()})", file=sys.stderr, flush=True)
+        say_ready("gunicorn", arbiter.LISTENERS[0].sock.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 `python -m bench.contestants.sixteen_threads MODULE:HANDLER [THREADS]`
 """
 
-import os
 import pkgutil
 import socketserver
 import sys
 import threading
+
+from bench.contestants import say_ready
 
 
 class Server(socketserver.TCPServer):
@@ -22,8 +23,7 @@ def main() -> None:
     with Server(("127.0.0.1", 0), handler) as server:
         for _ in range(threads - 1):
             threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"tcp://127.0.0.1:{server.server_address[1]}"
-        print(f"threads: ready on {url} (pid {os.getpid()}, {threads} threads)", file=sys.stderr, flush=True)
+        say_ready("threads", server.server_address[1], f"{threads} threads")
         server.serve_forever()
 
 

@@ -1,10 +1,11 @@
 """waitress, one process: `python -m bench.contestants.waitress_server MODULE:APPLICATION THREADS`."""
 
-import os
 import pkgutil
 import sys
 
 import waitress
+
+from bench.contestants import say_ready
 
 CONNECTIONS = 5000  # its default of 100 would be the limit that is measured
 
@@ -14,8 +15,7 @@ def main() -> None:
     application, threads = pkgutil.resolve_name(sys.argv[1]), int(sys.argv[2])
     wide = {"connection_limit": CONNECTIONS, "asyncore_use_poll": True}  # select ends the service at 1,024
     server = waitress.create_server(application, host="127.0.0.1", port=0, threads=threads, **wide)
-    url = f"tcp://127.0.0.1:{server.effective_port}"
-    print(f"waitress: ready on {url} (pid {os.getpid()})", file=sys.stderr, flush=True)
+    say_ready("waitress", server.effective_port)
     server.run()
 
 

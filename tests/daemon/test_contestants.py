@@ -4,10 +4,10 @@ They come with the extra ``dev`` and with what `.ci/run` installs; one that is m
 """
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from clients import wait_for
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # last: its modules have everyday names
 import entrants
@@ -59,10 +59,7 @@ def test_it_answers_and_leaves_nobody(label: str, everyone: dict[str, Entrant], 
     with Running(entrant.contestant, tmp_path) as server:
         await_answer(server)
         members = group(server.pid)
-    deadline = time.monotonic() + GONE_TIMEOUT
-    while left := [pid for pid in members if is_alive(pid, server.pid)]:
-        assert time.monotonic() < deadline, f"{left} of {members} are left"
-        time.sleep(0.01)
+    wait_for(lambda: not any(is_alive(pid, server.pid) for pid in members), GONE_TIMEOUT, f"all of {members} to leave")
 
 
 def is_alive(pid: int, leader: int) -> bool:

@@ -165,13 +165,19 @@ def test_orphaned_workers_still_leave(daemon, place):
     assert len(workers) == 2
 
 
-def test_reload_that_would_need_root_fails_and_changes_nothing(daemon, place):
-    """With that reason; the service goes on."""
+def before_a_low_port(daemon, place):
+    """A service of nobody's, whose configuration has changed since to what root alone could bind."""
     config = place / "pool.toml"
     config.write_text(f'[server]\nhandler = "{ECHO}"\nuser = "nobody"\nbind = ["tcp://127.0.0.1:0"]\n')
     config.chmod(0o644)
     served = daemon(None, "-c", str(config), bind=(), cwd=place)
     config.write_text(config.read_text().replace(":0", ":944"))
+    return served
+
+
+def test_reload_that_would_need_root_fails_and_changes_nothing(daemon, place):
+    """With that reason; the service goes on."""
+    served = before_a_low_port(daemon, place)
     served.signal(SIGHUP)
     wait_for(lambda: "cannot bind tcp://127.0.0.1:944: Permission denied" in served.log(), 10, "the reason")
     assert ask(served, b"hello\n") == b"hello\n"
@@ -179,11 +185,7 @@ def test_reload_that_would_need_root_fails_and_changes_nothing(daemon, place):
 
 def test_upgrade_that_would_need_root_fails_and_changes_nothing(daemon, place):
     """Likewise; here already where the user may not run this Python, as where it is root's alone."""
-    config = place / "pool.toml"
-    config.write_text(f'[server]\nhandler = "{ECHO}"\nuser = "nobody"\nbind = ["tcp://127.0.0.1:0"]\n')
-    config.chmod(0o644)
-    served = daemon(None, "-c", str(config), bind=(), cwd=place)
-    config.write_text(config.read_text().replace(":0", ":944"))
+    served = before_a_low_port(daemon, place)
     done = served.cli("upgrade")
     assert done.returncode == 1
     assert "upgrade failed, nothing is changed: " in done.stderr
