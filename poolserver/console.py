@@ -245,7 +245,7 @@ def control_socket(
     path = Path(configured) if configured else rendezvous.default_path(name, environ, os.geteuid())
     options = Options(backlog=CONTROL_BACKLOG, unix_mode=mode, owner=owner)
     control = ControlSocket(
-        find(_control_key(configured, name), options) or _bound(path, options, is_default=not configured), name
+        find(_control_key(configured, name), options) or _bound(path, options, is_default=not configured)
     )
     try:
         yield control
