@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from poolserver.commands import CONTROL_COMMANDS
-from poolserver.events import Asked, Event
+from poolserver.events import Asked, AskerLeft, Event
 from poolserver.listener import Listener
 
 _log = logging.getLogger("poolserver")
@@ -198,7 +198,8 @@ class ControlSocket:
         if client.unsent:
             self._send(asker, client, now)
         elif client.is_waiting:
-            self._drop(asker)  # polled for hang-ups alone: it has left, and its command goes on
+            self._drop(asker)  # polled for hang-ups alone
+            return [AskerLeft(asker)]
         elif not (client.has_request or client.receive()):
             self._drop(asker)
         elif len(client.received) > MAX_REQUEST_BYTES:
