@@ -290,5 +290,5 @@ def _is_missing(module_name: str, error: BaseException) -> bool:
 
 def _kind(attribute: Any) -> str:
     name = type(attribute).__name__
-    article = "an" if name[0] in "aeiou" else "a"
+    article = "an" if name.startswith(tuple("aeiou")) else "a"
     return f"the class {attribute.__name__}" if isinstance(attribute, type) else f"{article} {name}"
