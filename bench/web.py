@@ -1,5 +1,6 @@
 """The HTTP keep-alive handler; apart from `bench.handlers` so that memory is measured without http.server."""
 
+import functools
 import mmap
 import os
 from http.server import BaseHTTPRequestHandler
@@ -29,6 +30,14 @@ class Page(BaseHTTPRequestHandler):
         """Say nothing: an access line for each request would be the larger part of its cost."""
 
 
+@functools.cache
+def _counts() -> memoryview:
+    """Mapped at the first request. Not kept in a class: threads that set its attribute at the same time crash CPython
+    3.11, whose type cache has the value before for as long as that one's munmap lets others run."""
+    with Path(os.environ["COUNTS"]).open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
+
+
 class CountedPage(Page):
     """Counts each connection's requests, by the client's port, in the file that $COUNTS names.
 
@@ -38,14 +47,9 @@ class CountedPage(Page):
     wbufsize = 0
     disable_nagle_algorithm = True  # else the standard library's server waits for delayed ACKs
 
-    _counts: memoryview | None = None
-
     def do_GET(self) -> None:
         """Count, and send the body. A connection is in one lane at a time, of whichever process."""
-        if CountedPage._counts is None:
-            with Path(os.environ["COUNTS"]).open("r+b") as file:
-                CountedPage._counts = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
-        CountedPage._counts[self.client_address[1]] += 1
+        _counts()[self.client_address[1]] += 1
         super().do_GET()
 
 

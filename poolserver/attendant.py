@@ -14,24 +14,29 @@ from poolserver.handover import Pairs, may_leave, may_move, send
 from poolserver.lane import Lane
 from poolserver.park import Park
 from poolserver.parked import UNFIT, Limits, Parked
-from poolserver.processors import has_spare
+from poolserver.processors import has_spare, waited
 from poolserver.rows import Outcome
 from poolserver.station import Terms
 
 CLOSE_LOOK = 0.005
 """Seconds between looks whether every lane is busy, while that may be: a connection that became ready waits so long for
-a worker that has time. Three looks in a row that find a free lane end it, until a lane takes a connection."""
+a worker that has time. Three looks in a row that find a free lane, and none that took a connection, end it, until one
+does."""
 
-FARTHEST_LOOK = 0.08
+FARTHEST_LOOK = 0.02
 SLOWING = 1.25
-"""The same while lanes get on with one connection after another, at the most; each look is so much later than the last.
-Under load a look is dear, since it takes the interpreter from them (measured, 16 workers on two cores: a quarter
-of all CPU at 10 ms)."""
+"""The same, at the most, while lanes get on: each look that finds one free, or that has another connection than before,
+puts the next off so much more. Under load a look is dear, since it takes the interpreter from the lanes (measured, 16
+workers on two cores: a fifth of all CPU at 5 ms)."""
 
 QUIET_LOOKS = 3
 
+FULL_LOOKS = 2
+"""After so many looks in a row that find no lane free, what is ready goes to others that are."""
+
 STILL_LOOKS = 2
-"""After so many looks in a row at which every lane has what it had before, its lanes count as held."""
+"""After so many looks in a row at which every lane has what it had before, and not because other threads had the
+processors, its lanes count as held."""
 
 TICK = 1.0
 """Seconds between looks while nothing is near its limit; the crew looks as often for its own affairs."""
@@ -65,9 +70,10 @@ class Attendant:
         claims: Claims,
         pairs: Pairs | None,
         has_processor: Callable[[], bool] = has_spare,
+        has_waited: Callable[[int], float] = waited,
     ) -> None:
         self.is_close = False
-        self._has_processor = has_processor
+        self._has_processor, self._has_waited = has_processor, has_waited
         self.hands_over = False
         self.unsent: collections.deque[Parked] = collections.deque()
         self._claims = claims
@@ -81,11 +87,12 @@ class Attendant:
         self._busy_since = math.inf
         self._is_draining = False
         self._is_cutting = False
-        self._next_look = 0.0
+        self._next_look = self._next_stress_look = 0.0
         self._next_close_look = 0.0
         self._pace = CLOSE_LOOK
         self._seen: list[float] = []
-        self._still_looks = 0
+        self._waits = (-math.inf, 0.0)
+        self._full_looks = self._still_looks = 0
 
     def deadline(self) -> float:
         """When to ``look`` next; never while nothing is parked."""
@@ -96,10 +103,13 @@ class Attendant:
     def look(self, now: float) -> None:
         """End what is due, at most every ``SOON``; while every lane is busy, give what is ready to others."""
         if self.is_close or self.unsent or self.hands_over:
-            self._look_closely()
+            if now - self._next_close_look > FARTHEST_LOOK:
+                self._pace = CLOSE_LOOK  # there was nothing to look at for a while
+            self._look_closely(now)
             self._next_close_look = now + self._pace
-        if not self._is_draining:
+        if now >= self._next_stress_look and not self._is_draining:
             self._watch_stress(now)
+            self._next_stress_look = now + SOON
         if now < self._next_look:
             return
         for parked in self._park.due(now, self._limits):
@@ -179,25 +189,33 @@ class Attendant:
         else:
             self._park.pass_to_lane(parked)
 
-    def _look_closely(self) -> None:
+    def _look_closely(self, now: float) -> None:
         self.is_close = False  # before the look: a lane that takes a connection after it sets it again
         if self._is_cutting:
             self.cut()  # what a lane had just suspended
         elif self._is_draining:
             self._move_out()
         else:
-            self._watch_lanes()
+            self._watch_lanes(now)
 
-    def _watch_lanes(self) -> None:
+    def _watch_lanes(self, now: float) -> None:
         seen, self._seen = self._seen, [lane.began for lane in self._lanes]
-        is_still = not seen or seen == self._seen
         is_full = bool(self._park) and all(lane.request is not None for lane in self._lanes)
-        self._still_looks = self._still_looks + 1 if is_full and is_still else 0
-        self._quiet_looks = 0 if is_full else self._quiet_looks + 1
-        self._pace = min(SLOWING * self._pace, FARTHEST_LOOK) if is_full and not is_still else CLOSE_LOOK
-        if is_full:
+        is_still = is_full and seen == self._seen and not self._is_starved(now)
+        self._still_looks = self._still_looks + 1 if is_still else 0
+        self._quiet_looks = 0 if is_full or (seen and seen != self._seen) else self._quiet_looks + 1
+        self._pace = CLOSE_LOOK if is_still else min(SLOWING * self._pace, FARTHEST_LOOK)
+        self._full_looks = self._full_looks + 1 if is_full else 0
+        if self._full_looks >= FULL_LOOKS:
             self._relieve()
         self.is_close = self.is_close or self._quiet_looks < QUIET_LOOKS
+
+    def _is_starved(self, now: float) -> bool:
+        """Whether lanes got nowhere for want of a processor: for most of the time since this was asked last, they were
+        ready to run and did not."""
+        (then, before), waits = self._waits, sum(self._has_waited(lane.thread_id) for lane in self._lanes)
+        self._waits = now, waits
+        return waits - before > (now - then) / 2
 
     def _move_out(self) -> None:
         """What other workers shall have: new ones as they are, conversations once a lane has finished the handler."""

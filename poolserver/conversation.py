@@ -4,10 +4,12 @@ For handlers whose ``handle()`` is a loop of socketserver's own making: ``BaseHT
 it, and ``ParkingMixIn``. The handler object stays the same from ``setup()`` to ``finish()``. Runs in a lane.
 """
 
+import collections
 import functools
 import io
 import socketserver
 import ssl
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -86,6 +88,39 @@ class Conversation:
             if not isinstance(connection, ssl.SSLSocket) or connection.pending():
                 return True  # or some other layer of the handler's: nobody can tell
         return _has_buffered(getattr(self.handler, "rfile", None))
+
+    def goes_on_as_before(self) -> bool:
+        """Take the next exchange of one that is plain, as ``go_on`` does. Whether it then is so still: not over, on a
+        socket that waits for ever, and nothing of its next exchange was read. In one piece: it is all that keep-alive
+        asks."""
+        handler, request = self.handler, self._request
+        self.is_over = True
+        try:
+            handler.handle_one_request()
+        except BaseException:
+            self._finish_if_over()
+            raise
+        if handler.close_connection:
+            self._finish_if_over()
+            return False
+        self.is_over = False
+        try:
+            rfile = handler.rfile
+            if (
+                handler.connection is not request
+                or handler.request is not request
+                or type(rfile) is not io.BufferedReader
+                or request.gettimeout()
+            ):
+                return False
+            raw = rfile.raw
+            raw.readinto = _read_nothing
+        except AttributeError:
+            return False  # a handler of the user's own making
+        try:
+            return not rfile.peek(1)
+        finally:
+            del raw.readinto
 
     @property
     def connection(self) -> Any:
@@ -178,8 +213,8 @@ def _stock_attribute(cls: type, name: str) -> Any:
     return None
 
 
-def _read_nothing(_buffer: Any) -> None:
-    """Source: io.RawIOBase.readinto, where None means that nothing is there now."""
+_read_nothing: Callable[[Any], None] = collections.deque[Any](maxlen=0).append
+"""Keeps nothing and gives None. Source: io.RawIOBase.readinto, where None means that nothing is there now."""
 
 
 def _has_buffered(rfile: Any) -> bool:

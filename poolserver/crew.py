@@ -85,7 +85,7 @@ class Crew:
         self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
         self.lost_listener, self.serves_queue, self._is_released = "", False, False
         self._rows, self._on_stop_asked, self._on_released = quarters.lanes, on_stop_asked, on_released
-        self._phase, self._phase_ends = Phase.SERVING, math.inf
+        self._phase, self._phase_ends, self.is_leaving = Phase.SERVING, math.inf, False
         self._idle_ends = self._next_service = math.inf
         self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
@@ -94,10 +94,6 @@ class Crew:
         self._threads: dict[Lane, threading.Thread] = {}
         self._may_accept = threading.Event()
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
-
-    @property
-    def is_leaving(self) -> bool:
-        return self._phase is not Phase.SERVING
 
     @property
     def hands_over(self) -> bool:
@@ -112,9 +108,12 @@ class Crew:
     def watch_closely(self, *, if_full: bool = False) -> None:
         """A lane that leaves has parked a connection, or all have one while others are parked: be there soon."""
         attendant = self._attendant
-        if not (attendant.is_close or (if_full and any(lane.request is None for lane in self._lanes))):
-            attendant.is_close = True
-            self._wake()
+        if attendant.is_close:
+            return
+        if if_full and not (self.park and all(lane.request is not None for lane in self._lanes)):
+            return
+        attendant.is_close = True
+        self._wake()
 
     def hand_over(self, parked: Parked) -> None:
         """Let another worker go on with what no handler has any more."""
@@ -307,7 +306,7 @@ class Crew:
         self._phase = Phase.OVER
 
     def _enter(self, phase: Phase, seconds: float) -> None:
-        self._phase = phase
+        self._phase, self.is_leaving = phase, True
         self._phase_ends = time.monotonic() + seconds
         self._idle_ends = math.inf
         self.wakeups.stop()

@@ -26,7 +26,7 @@ from poolserver.functions import FunctionHandler, handler_around
 from poolserver.listener import Listener
 from poolserver.seating import server_for
 from poolserver.station import Station, Terms
-from poolserver.waits import Step, Wait
+from poolserver.waits import USUAL_END, Step, Wait
 
 _log = logging.getLogger("poolserver")
 
@@ -190,6 +190,7 @@ def station(server: LaneServer, listener: Listener, terms: Terms) -> Station:
         url=listener.url,
         wait=wait,
         between=wait if wait is not Wait.NONE else Wait.DATA,
+        usual_end=USUAL_END[wait],
         defer_accept=defer,
         is_conversational=listener.is_stream and is_conversational(server),
         is_movable=is_movable(handler),

@@ -35,10 +35,8 @@ class CrewOfLane(Protocol):
     intakes: list[Intake]
     wakeups: Wakeups[Any]
     serves_queue: bool
+    is_leaving: bool
     shortage: Shortage
-
-    @property
-    def is_leaving(self) -> bool: ...
 
     @property
     def hands_over(self) -> bool: ...
@@ -66,6 +64,7 @@ class Handling:
     """Runs in a lane's thread.
 
     ``request`` and ``address`` are the connection it has, None while idle, for the crew to see; ``began``: since when.
+    ``thread_id``: the kernel's number of its thread.
     """
 
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
@@ -74,6 +73,7 @@ class Handling:
         self.address: Any = None
         self.deadline = math.inf
         self.began = 0.0
+        self.thread_id = 0
         self._ended_from_outside: tuple[Any, Outcome] | None = None
         self._suspended: Parked | None = None
         self._door = None if crew.door.is_open else crew.door
@@ -150,6 +150,50 @@ class Handling:
             process.leave_if_forked(self._forks)
             end = Outcome.ERRORS
             self._on_failure(server, request, address)
+        self._come_to(end, station, request, address)
+
+    def _exchange(self, parked: Parked) -> None:
+        """The next exchange of a conversation that was borrowed from the park: it goes back there, or the way of all
+        others. Written for few steps."""
+        conversation: Any = parked.conversation
+        row, crew, request = self._row, self._crew, parked.request
+        self.address, self.request, self.began = parked.address, request, row.go_on(parked.peer)
+        self._station, self._born = parked.station, parked.born
+        crew.watch_closely(if_full=True)
+        if self._handler_timeout:
+            self.deadline = self.began + self._handler_timeout
+            row.ends_by(self.deadline)
+        try:
+            if conversation.goes_on_as_before() and self._is_put_back(parked):
+                return
+            crew.park.release(parked, row.number)
+            end = self._converse(parked.station.server, request, conversation, parked)
+        except BaseException:  # noqa: BLE001 - as above
+            process.leave_if_forked(self._forks)
+            if parked.is_in_hand:
+                crew.park.release(parked, row.number)
+            end = Outcome.ERRORS
+            self._on_failure(parked.station.server, request, parked.address)
+        self._come_to(end, parked.station, request, parked.address)
+
+    def _is_put_back(self, parked: Parked) -> bool:
+        """Whether it waits for its next request where it did before: it was not cut, and may be parked."""
+        if self._ended_from_outside is not None:
+            return False
+        process.leave_if_forked(self._forks)
+        self.request = None
+        now = time.monotonic()
+        if not self._crew.park.put_back(parked, now):
+            self.request = parked.request
+            return False
+        self._row.pause(now)
+        if self._crew.is_leaving:
+            self._crew.watch_closely()
+        return True
+
+    def _come_to(self, end: Outcome, station: Station, request: Any, address: Any) -> None:
+        """The connection is out of the handler's hands, suspended or over, as ``end`` or whoever cut it says."""
+        row = self._row
         process.leave_if_forked(self._forks)
         self.request = None
         if self._ended_from_outside is not None:

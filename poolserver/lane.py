@@ -5,6 +5,7 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
+import threading
 
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane
@@ -48,20 +49,23 @@ class Lane(Reception):
     def serve_forever(self) -> None:
         """Accept and handle until the crew is leaving; then what is queued, if that is asked, and what is parked."""
         crew, row = self._crew, self._row
-        wait = crew.wakeups.wait
+        self.thread_id = threading.get_native_id()
+        wait, borrow, shortage = crew.wakeups.wait, crew.park.borrow, crew.shortage
         row.idle()
         while not crew.is_leaving:
-            post = wait(PAUSE if crew.shortage.is_on else LANE_LOOK)
-            if isinstance(post, Station):
+            post = wait(PAUSE if shortage.is_on else LANE_LOOK)
+            if type(post) is int and (regular := borrow(post)) is not None:  # first: where there are any, most are
+                self._exchange(regular)
+            elif isinstance(post, Station):
                 self.take(post)
             elif isinstance(post, Intake):
                 self._take_in(post)
             elif post is not None:
                 self._take_up(post)
-                # In turn: the epoll tells of the listener once in a round of all that are ready, and of one newcomer.
-                if self._arriving is not None and not self.take(self._arriving):
-                    self._arriving = None
-            if post is None or crew.shortage.is_due():  # nothing for long; or is there room again?
+            # In turn: the epoll tells of the listener once in a round of all that are ready, and of one newcomer.
+            if self._arriving is not None and isinstance(post, int | Parked) and not self.take(self._arriving):
+                self._arriving = None
+            if post is None or (shortage.is_on and shortage.is_due()):  # nothing for long; or is there room again?
                 for each in crew.stations.values():
                     self.take(each)
         self._serve_queues()

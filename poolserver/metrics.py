@@ -126,7 +126,7 @@ class Observer:
             workers=workers,
             totals=self._totals(pool),
             durations=self._durations(),
-            sources=self._sources(workers, berths, now),
+            sources=self._sources(berths, now),
             last_reload=_attempt(pool.reload.last, now),
             last_upgrade=_attempt(pool.upgrade.last, now),
         )
@@ -199,16 +199,16 @@ class Observer:
         *counts, microseconds = self.board.durations()
         return Durations(bounds=list(DURATION_BOUNDS), counts=counts, sum=microseconds / 1e6)
 
-    def _sources(
-        self, workers: Iterable[WorkerStatus], berths: Mapping[int, tuple[int, Berth]], now: float
-    ) -> list[SourceStatus]:
+    def _sources(self, berths: Mapping[int, tuple[int, Berth]], now: float) -> list[SourceStatus]:
         """The largest by connections at once, in lanes and parked, and by refusals, in turn: neither must hide the
         other."""
         if now >= self._worst[0] + WORST_INTERVAL:
             self._worst = (now, dict(self.register.worst(self.terms.limits, MAX_SOURCES)))
         refused = self._worst[1]
-        active = Counter(self._source(lane["peer"]) for worker in workers for lane in worker["lanes"] if lane["peer"])
+        active: Counter[str] = Counter()
         for _, berth in berths.values():
+            readings = self.board.read(berth)
+            active.update(self._source(each.peer) for each in readings if each.peer and not each.is_in_crowd)
             for host, count in self.board.crowds.read(berth.ordinal).items():
                 active[self._source_of_host(host)] += count
         pairs = itertools.zip_longest((source for source, _ in active.most_common(MAX_SOURCES)), refused)

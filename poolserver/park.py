@@ -5,71 +5,51 @@ lane the epoll wakes takes it up. Runs in a worker, shared by its lanes and its 
 to other workers, is ``attendant.py``'s affair.
 """
 
-import collections
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, takewhile
+from collections.abc import Callable
 from typing import Any
 
 from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
-from poolserver.parked import READY, Limits, Parked
+from poolserver.parked import GLANCE, PEEK, READY, Limits, Parked, recv
 from poolserver.rows import BETWEEN, NEW, Outcome, Quarters
+from poolserver.stages import Stages
 from poolserver.station import Terms
-from poolserver.waits import Step, Verdict
+from poolserver.transit import Transit
 from poolserver.wakeups import Wakeups
 
 SHARES = 64
 """``max_parked`` is shared out among workers by so many parts: how exact it is, and how often each looks."""
 
-TRANSIT_PATIENCE = 60.0
-"""Seconds for which a connection that was sent to another worker is counted, unless that one counts it before: who
-died with it in its hands says nothing."""
 
-_Stage = collections.OrderedDict[Parked, None]
+class Park(Stages):
+    """The parked connections of one worker, in their stages.
 
-
-class Park:
-    """The parked connections of one worker.
-
-    Each is in exactly one stage: ``prefaces`` (it has not come to its request), ``silent`` (it has sent nothing),
-    ``speaking`` (some of what is waited for is there), ``between`` two exchanges. A stage keeps the order of arrival,
-    so that the oldest stands first; one that came from another worker may stand behind younger ones, and has as much
-    time as they.
+    A plain conversation between two exchanges stays entered while a lane has the next one, which nearly always ends in
+    the same place (``borrow`` and ``put_back``); everything else is taken out.
     """
 
     def __init__(self, wakeups: Wakeups[Any], quarters: Quarters, claims: Claims, terms: Terms) -> None:
-        self.prefaces: _Stage = collections.OrderedDict()
-        self.silent: _Stage = collections.OrderedDict()
-        self.speaking: _Stage = collections.OrderedDict()
-        self.between: _Stage = collections.OrderedDict()
+        super().__init__()
         self.by_fd: dict[int, Parked] = {}
         self.quota = terms.max_parked
         """How many may be parked here: the pool's ``max_parked`` less what the other workers have."""
-        self._max_parked = terms.max_parked
-        self._share = max(1, terms.max_parked // SHARES)
-        self._max_head = terms.max_head
+        self._max_parked, self._share = terms.max_parked, max(1, terms.max_parked // SHARES)
+        self._max_head, self._glance = terms.max_head, min(terms.max_head, GLANCE)
         self._has_access_log = terms.has_access_log
-        self._wakeups = wakeups
-        self.row = quarters.crew
-        self.crowd = quarters.crowd
-        self._ordinal = quarters.ordinal
-        self._claims = claims
-        self._lock = claims.lock
-        self._new = self._between = self._lent = 0
-        self._sent: dict[int, float] = {}
+        self.row, self.crowd, self._ordinal = quarters.crew, quarters.crowd, quarters.ordinal
+        self._wakeups, self._claims, self._lock = wakeups, claims, claims.lock
+        self._new = self._between = self._strays = 0
+        self._transit = Transit(claims, quarters.ordinal)
 
     def __len__(self) -> int:
-        return self._new + self._between - self._lent
+        return len(self.by_fd) + self._strays
 
     def add(self, parked: Parked, lane: int) -> list[Parked]:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
 
-        Returns whom it cannot or may not keep, for the caller to end. If the park is full that is the oldest that has
-        sent nothing or not come to its request, else the oldest in the middle of one, else the oldest between two, else
-        ``parked`` itself.
+        Returns whom it cannot or may not keep, for the caller to end: of a full park the ``victim``, or ``parked``.
         """
         with self._lock:
             self._count(parked, lane)
@@ -85,7 +65,6 @@ class Park:
         with self._lock:
             self._count(parked, lane)
             parked.is_lent = True
-            self._lent += 1
             self._publish(parked, 1)
 
     def pass_on(self, parked: Parked, lane: int) -> None:
@@ -116,10 +95,63 @@ class Park:
                     return parked
                 if not parked.has_news:
                     parked.is_in_hand = False
-                    self._restage(parked)
+                    parked.is_regular = False
+                    self.restage(parked)
                     self._wakeups.watch_on(fd)
                     return None
                 parked.has_news = False
+
+    def borrow(self, fd: int) -> Parked | None:
+        """What the epoll tells of ``fd``, for a lane to go on with, if it is a plain conversation whose whole next
+        request is there. It keeps its place, and is counted, until the lane calls ``put_back`` or ``release``. None:
+        ``take`` says what it is.
+
+        Written for few steps, as ``put_back`` is: they are what keep-alive costs.
+        """
+        with self._lock:
+            parked = self.by_fd.get(fd)
+            if parked is None or not parked.is_regular or parked.is_in_hand:
+                return None
+            del self.by_fd[fd]
+            parked.is_in_hand = True
+        try:
+            octets = recv(parked.request, self._glance, PEEK)
+            if octets and octets.endswith(parked.station.usual_end):
+                return parked
+        except (OSError, ValueError):
+            pass  # nothing there after all, or over: the longer look tells which
+        with self._lock:
+            parked.is_in_hand = False
+            if self.by_fd.setdefault(fd, parked) is not parked:
+                self._strays += 1
+        return None
+
+    def put_back(self, parked: Parked, now: float) -> bool:
+        """What a lane had borrowed waits for its next request, on the same plain socket as ever. False: it stays the
+        lane's, for ``release`` and then ``add`` to say why."""
+        fd, by_fd = parked.fd, self.by_fd
+        with self._lock:
+            if len(by_fd) >= self.quota or parked.request.fileno() != fd:
+                return False
+            try:
+                self._wakeups.watch_once(fd)
+            except OSError:
+                return False
+            parked.since = now
+            by_fd[fd] = parked
+            self.between.move_to_end(parked)
+            parked.is_in_hand = False
+        return True
+
+    def release(self, parked: Parked, lane: int) -> None:
+        """What ``lane`` had borrowed leaves its place: it is the lane's as after ``give``."""
+        with self._lock:
+            parked.is_in_hand = parked.is_regular = False
+            del self.between[parked]
+            self._publish(parked, -1)
+            self._uncount(parked)
+            if parked.claim:
+                self._claims.hold(lane, parked.claim)
 
     def give(self, parked: Parked, lane: int) -> None:
         """``lane`` goes on with it: the claim becomes the lane's."""
@@ -147,12 +179,10 @@ class Park:
             self._forget(parked)
             is_counted = parked.is_counted
             self._uncount(parked)
-            place = self._claims.send(self._ordinal, parked.claim) if is_counted else -1
+            place = self._transit.begin(parked.claim) if is_counted else -1
             is_sent = (place >= 0 or not is_counted) and send(parked, place)
-            if place >= 0:
-                self._sent[place] = time.monotonic()
             if not is_sent:
-                self._claims.received(place)
+                self._transit.fail(place)
                 parked.is_counted = is_counted and self._claims.park(self._ordinal, parked.claim)
                 return False
         close_for_good(parked.request)
@@ -160,13 +190,8 @@ class Park:
 
     def settle(self, now: float) -> None:
         """Count no longer what has arrived elsewhere, or must be lost."""
-        if not self._sent:
-            return
         with self._lock:
-            for place, at in self._sent.items():
-                if now - at > TRANSIT_PATIENCE:
-                    self._claims.received(place)
-            self._sent = {place: self._sent[place] for place in self._claims.settle(self._ordinal, self._sent)}
+            self._transit.settle(now)
 
     def drop(self, parked: Parked) -> None:
         """Close one that no handler needs to see, and count its ending, in no lane's name."""
@@ -183,13 +208,7 @@ class Park:
     def due(self, now: float, limits: Limits) -> list[Parked]:
         """Take out what has waited too long for its client, each with its ending. It is the caller's to finish."""
         with self._lock:
-            late = [
-                *takewhile(lambda each: each.since < now - limits.silent, self.silent),
-                *takewhile(lambda each: each.since < now - limits.keep_alive, self.between),
-                *(each for each in self.speaking if each.since < now - limits.head),  # not in order: few, or an attack
-                *(each for each in self.prefaces if each.since < now - limits.preface(each)),  # likewise
-            ]
-            due = [each for each in late if not each.is_in_hand and self._waits_for_client(each, now)]
+            due = [each for each in self.late(now, limits) if self._waits_for_client(each, now)]
             for parked in due:
                 parked.ending = parked.ending or limits.ending(parked)
                 self._remove(parked)
@@ -197,12 +216,8 @@ class Park:
 
     def nearest(self, limits: Limits) -> float:
         """When the first that waits now is due."""
-        stages = ((self.silent, limits.silent), (self.between, limits.keep_alive), (self.speaking, limits.head))
         with self._lock:
-            prefaces = (each.since + limits.preface(each) for each in self.prefaces)
-            return min(
-                chain(prefaces, (next(iter(stage)).since + limit for stage, limit in stages if stage)), default=math.inf
-            )
+            return super().nearest(limits)
 
     def overdue(self, most: int) -> list[Parked]:
         """Take out up to ``most`` that are ready, or over, while every lane is busy."""
@@ -212,7 +227,7 @@ class Park:
     def take_out(self, may_go: Callable[[Parked], bool] = lambda _parked: True) -> list[Parked]:
         """Take out all that ``may_go``. They are the caller's."""
         with self._lock:
-            found = [each for each in self._all() if not each.is_in_hand and may_go(each)]
+            found = [each for each in self.standing() if not each.is_in_hand and may_go(each)]
             for parked in found:
                 self._remove(parked)
         return found
@@ -224,12 +239,13 @@ class Park:
     def oldest(self) -> float:
         """Since when the oldest waits; infinite when none does."""
         with self._lock:
-            stages = (self.prefaces, self.silent, self.speaking, self.between)
-            return min((next(iter(stage)).since for stage in stages if stage), default=math.inf)
+            return super().oldest()
 
     def part(self) -> None:
         """The lanes are to leave: let the parked, and nothing else, wake those that stay for them."""
         with self._lock:
+            for parked in self.by_fd.values():
+                parked.is_regular = False
             self._wakeups.part({fd: parked.wants_room for fd, parked in self.by_fd.items()})
 
     def share_out(self) -> None:
@@ -245,35 +261,14 @@ class Park:
         """One that has sent all that was waited for waits for a lane instead: its time begins anew."""
         if parked.look(self._max_head) in READY:
             parked.since = now
-            self._stage(parked).move_to_end(parked)
+            self.stage(parked).move_to_end(parked)
             return False
-        return not self._restage(parked)
-
-    def _restage(self, parked: Parked) -> bool:
-        """After a look: whether it has begun to send what is waited for."""
-        if parked.step is not Step.REQUEST or parked.verdict is not Verdict.PARTIAL or parked.has_begun:
-            return False
-        del self._stage(parked)[parked]
-        parked.has_begun = True
-        if parked.is_between:
-            parked.since = time.monotonic()
-        self.speaking[parked] = None
-        return True
-
-    def _stage(self, parked: Parked) -> _Stage:
-        if parked.step is not Step.REQUEST:
-            return self.prefaces
-        if parked.has_begun:
-            return self.speaking
-        return self.between if parked.is_between else self.silent
-
-    def _all(self) -> Iterator[Parked]:
-        return chain(self.prefaces, self.silent, self.speaking, self.between)
+        return not self.restage(parked)
 
     def make_room(self) -> bool:
         """Close one for its descriptor, as when the park is full, but no conversation. False: there is none."""
         with self._lock:
-            victim = next((each for each in self._unproven() if not each.is_in_hand), None)
+            victim = next((each for each in self.unproven() if not each.is_in_hand), None)
             if victim is not None:
                 self._remove(victim)
                 victim.ending = Outcome.REFUSED_DESCRIPTORS
@@ -281,21 +276,15 @@ class Park:
             self.drop(victim)
         return victim is not None
 
-    def _unproven(self) -> Iterator[Parked]:
-        """Who has sent nothing, or nothing whole: of the greater crowd the oldest first."""
-        crowds = sorted((self.prefaces, self.silent), key=len, reverse=True)
-        return (each for each in chain(*crowds, self.speaking) if each.conversation is None)
-
     def _evict(self, newcomer: Parked) -> Parked:
-        candidates: Iterable[Parked] = chain(self._unproven(), self.speaking, self.between)
-        victim = next((each for each in candidates if not each.is_in_hand), newcomer)
+        victim = self.victim() or newcomer
         victim.ending = Outcome.REFUSED_MAX_PARKED
         if victim is not newcomer:
             self._remove(victim)
         return victim
 
     def _watch(self, parked: Parked) -> bool:
-        """Whoever had its number before was closed by a thread of its handler, and is found at its limit."""
+        """Whoever had its number before was closed by a thread of its handler, and, a stray, is found at its limit."""
         parked.fd = parked.request.fileno()
         try:
             # Under the lock: whoever it wakes finds the entry.
@@ -309,16 +298,20 @@ class Park:
         except ValueError:  # its handler has closed it, and says nothing of an end
             parked.ending = Outcome.SERVED
             return False
+        self._strays += parked.fd in self.by_fd
         self.by_fd[parked.fd] = parked
-        self._stage(parked)[parked] = None
+        self.stage(parked)[parked] = None
+        parked.settle()
         self._publish(parked, 1)
         return True
 
     def _remove(self, parked: Parked, unwatch: Callable[[int], None] | None = None) -> None:
-        del self._stage(parked)[parked]
+        del self.stage(parked)[parked]
         if self.by_fd.get(parked.fd) is parked:  # else it was closed, and the number is another's
             del self.by_fd[parked.fd]
             (unwatch or self._wakeups.unwatch)(parked.fd)
+        else:
+            self._strays -= 1
         self._publish(parked, -1)
 
     def _forget(self, parked: Parked) -> None:
@@ -342,7 +335,6 @@ class Park:
     def _uncount(self, parked: Parked) -> None:
         if parked.is_lent:
             parked.is_lent = False
-            self._lent -= 1
             self._publish(parked, -1)
         if parked.is_counted:
             parked.is_counted = False

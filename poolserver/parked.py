@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from poolserver.adapter import peer_name
 from poolserver.conversation import Conversation
 from poolserver.proxy_protocol import MAX_BYTES
-from poolserver.rows import Outcome
+from poolserver.rows import Outcome, regular
 from poolserver.station import Station, Terms
 from poolserver.waits import Step, Verdict, Wait, judge, judge_header
 
-_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # as flags they cost a microsecond each time
-_GLANCE = 2048
+PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # as flags they cost a microsecond each time
+GLANCE = 2048
 """Bytes that are looked at first: nearly every line or head is shorter."""
 
 READY = (Verdict.COMPLETE, Verdict.ENDED)
@@ -33,7 +34,9 @@ class Parked:
     ``born``: when it was accepted, or came from another worker. ``claim``: the number of the source that it counts for,
     0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
     ``is_leaving``: a lane is to finish it for another worker to go on with. ``is_lent``: it is in an event loop's
-    lobby. ``wants_room``: what it waits for is that the client takes what was sent.
+    lobby. ``wants_room``: what it waits for is that the client takes what was sent. ``is_plain``: its conversation's
+    bytes are what the client sends. ``is_regular``: lanes borrow it from the park for its exchanges; ``peer``: as they
+    write it in their rows.
     """
 
     station: Station
@@ -55,22 +58,33 @@ class Parked:
     step: Step = Step.REQUEST
     wants_room: bool = False
     born: float = 0.0
+    is_plain: bool = False
+    is_regular: bool = False
+    peer: bytes = b""
 
     def __post_init__(self) -> None:
         self.born = self.born or self.since
+        self.is_plain = self.conversation is not None and self.conversation.is_plain
 
     def wait_again(self, conversation: Conversation, claim: int, *, has_news: bool) -> None:
         """An exchange is over: until the next. ``has_news``: some of it is there."""
-        self.conversation, self.request = conversation, conversation.connection
+        self.conversation, self.is_plain = conversation, conversation.is_plain
+        self.request = conversation.connection
         self.claim, self.has_news = claim, has_news
         self.since = time.monotonic()
         self.is_between = True
         self.has_begun = self.is_in_hand = False
         self.verdict = Verdict.SILENT
 
+    def settle(self) -> None:
+        """It is parked: see whether lanes may borrow it."""
+        self.is_regular = self.is_between and self.is_plain and not self.has_begun and not self.request.gettimeout()
+        if self.is_regular and not self.peer:
+            self.peer = regular(peer_name(self.address))
+
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""
-        if self.conversation is not None and self.conversation.is_plain and self._has_whole(most):
+        if self.is_plain and self._has_whole(most):
             self.verdict = Verdict.COMPLETE
             return self.verdict
         if self.step is Step.HEADER:
@@ -90,7 +104,7 @@ class Parked:
         if self.request.gettimeout():
             return False
         try:
-            octets = _recv(self.request, most if most < _GLANCE else _GLANCE, _PEEK)
+            octets = recv(self.request, most if most < GLANCE else GLANCE, PEEK)
         except (OSError, ValueError):
             return False
         return octets != b"" and judge(self.station.between, octets, most) is Verdict.COMPLETE
@@ -99,7 +113,7 @@ class Parked:
         return _look(self.request, MAX_BYTES, partial(judge_header, self.station.proxy_mode))
 
     def _wait(self) -> Wait:
-        is_secret = self.conversation is not None and not self.conversation.is_plain
+        is_secret = self.conversation is not None and not self.is_plain
         if is_secret or self.step is Step.HANDSHAKE:
             return Wait.DATA
         return self.station.between if self.is_between else self.station.wait
@@ -112,21 +126,21 @@ def look(request: Any, wait: Wait, most: int, *, may_be_tls: bool = False) -> Ve
     return _look(request, 1 if wait is Wait.DATA else most, partial(judge, wait, most=most, may_be_tls=may_be_tls))
 
 
-_recv = socket.socket.recv
+recv = socket.socket.recv
 
 
 def _look(request: Any, most: int, judge: Callable[[bytes], Verdict]) -> Verdict:
-    """Source: recv(2) MSG_PEEK, MSG_DONTWAIT."""
+    """Source: recv(2) MSGPEEK, MSG_DONTWAIT."""
     try:
         if isinstance(request, ssl.SSLSocket) and request.pending():
             return Verdict.COMPLETE
         if request.gettimeout() and not _has(request, select.POLLIN | select.POLLRDHUP):
             return Verdict.SILENT  # on a socket with a time-out, recv would wait for it, whatever the flags
-        octets = _recv(request, min(most, _GLANCE), _PEEK)
+        octets = recv(request, min(most, GLANCE), PEEK)
         if not octets:
             return Verdict.ENDED
-        if len(octets) == _GLANCE:
-            octets = _recv(request, most, _PEEK)
+        if len(octets) == GLANCE:
+            octets = recv(request, most, PEEK)
         verdict = judge(octets)
         # The end of its input is not seen before what is unread: all that will ever be there is there.
         is_all = verdict is Verdict.PARTIAL and _has(request, select.POLLRDHUP)

@@ -27,6 +27,8 @@ _PEER_WORD = 34
 PEER_BYTES = 48
 """An IPv6 address in brackets with its port is at most 47 characters."""
 PEER_START = _PEER_WORD * 8
+_REGULAR = b"\1"
+"""Last octet of a peer that the crowd of its worker's park counts, too."""
 
 
 DURATION_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
@@ -96,6 +98,16 @@ class LaneState(enum.IntEnum):
     IDLE = 1
     BUSY = 2
     HUNG = 3  # past its handler deadline and the grace: written by its worker's watcher, when the lane cannot
+
+
+def regular(peer: str) -> bytes:
+    """For ``Row.go_on``: a peer whose connection stays entered in the park while a lane has it."""
+    return peer.encode("utf-8", "replace")[: PEER_BYTES - 1].ljust(PEER_BYTES - 1, b"\0") + _REGULAR
+
+
+def read_peer(octets: bytes) -> tuple[str, bool]:
+    """A row's peer, and whether it is a ``regular``."""
+    return octets.rstrip(b"\0\1").decode("utf-8", "replace"), octets.endswith(_REGULAR)
 
 
 class CrewRow:
@@ -185,6 +197,20 @@ class Row:
         self._peer[:] = peer.encode("utf-8", "replace")[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
         self._began = self._words[SINCE] = time.monotonic_ns()
         self._words[STATE] = 2
+
+    def go_on(self, peer: bytes) -> float:
+        """As ``resume``, for a ``regular``; when that was, in monotonic seconds."""
+        words = self._words
+        self._peer[:] = peer
+        self._began = words[SINCE] = now = time.monotonic_ns()
+        words[STATE] = 2
+        return now / 1e9
+
+    def pause(self, since: float) -> None:
+        """As ``idle``, since so many monotonic seconds."""
+        words = self._words
+        words[STATE] = 1
+        words[SINCE] = int(since * 1e9)
 
     def ends_by(self, deadline: float) -> None:
         """The connection's handler deadline, in monotonic seconds; one that is infinite is none."""

@@ -33,6 +33,7 @@ from poolserver.rows import (
     LaneState,
     Quarters,
     Row,
+    read_peer,
 )
 
 _DURATION_WORDS = (*DURATIONS, DURATION_SUM)
@@ -67,6 +68,8 @@ class LaneReading:
     deadline: float
     peer: str
     octets: bytes = field(repr=False)
+    is_in_crowd: bool = False
+    """Its connection is counted with those parked in its worker."""
 
     @property
     def counters(self) -> dict[str, int]:
@@ -157,9 +160,11 @@ class Scoreboard:
         return Quarters(self.rows(berth), row, berth.ordinal, self.crowds.of(berth.ordinal))
 
     def read_crew(self, berth: Berth) -> CrewReading:
-        """What is parked in the worker of ``berth``."""
+        """What is parked in the worker of ``berth``. Regulars count there while a lane has them, too."""
         words = self._crew_words(berth)
-        return CrewReading(words[NEW], words[BETWEEN], words[OLDEST] / 1e9, bool(words[STRESS]))
+        in_lanes = sum(each.is_in_crowd for each in self.read(berth))
+        between = max(0, words[BETWEEN] - in_lanes)
+        return CrewReading(words[NEW], between, words[OLDEST] / 1e9, bool(words[STRESS]))
 
     def last_sign(self, berth: Berth) -> float:
         """When its watcher last gave a sign of life, in monotonic seconds; 0: not yet."""
@@ -236,13 +241,15 @@ class Scoreboard:
             if self.memory[start : start + 32] == octets[:32]:
                 break
         state = words[STATE]
-        peer = octets[PEER_START : PEER_START + PEER_BYTES].rstrip(b"\0").decode("utf-8", "replace")
+        peer, is_in_crowd = read_peer(octets[PEER_START : PEER_START + PEER_BYTES])
+        is_busy = state in (LaneState.BUSY, LaneState.HUNG)
         return LaneReading(
             state=LaneState(state) if state <= LaneState.HUNG else LaneState.ABSENT,
             since=words[SINCE] / 1e9,
             deadline=words[DEADLINE] / 1e9,
-            peer=peer if state in (LaneState.BUSY, LaneState.HUNG) else "",
+            peer=peer if is_busy else "",
             octets=octets,
+            is_in_crowd=is_in_crowd and is_busy,
         )
 
 

@@ -41,6 +41,8 @@ class Station:
     may_be_tls: bool = False
     """The handler has a ``setup()`` of its own, which may put TLS on: no head or line can be waited for then."""
     queued: int = 0
+    usual_end: bytes = b""
+    """How nearly every next request ends, if the whole of it is there."""
     first_step: Step = Step.REQUEST
     """Where a connection begins; behind a header, from the next on."""
     proxy_mode: str = ""

@@ -20,6 +20,11 @@ class Wait(enum.StrEnum):
     HTTP = "http"  # a complete request head
 
 
+USUAL_END = {Wait.NONE: b"", Wait.DATA: b"", Wait.LINE: b"\n", Wait.HTTP: b"\r\n\r\n"}
+"""With what the unread input of a connection ends, where a client has sent what is waited for and nothing more. Input
+that ends so has it."""
+
+
 class Step(enum.StrEnum):
     """What comes on a connection before its handler, in this order; admission is between the first two."""
 

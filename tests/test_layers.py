@@ -19,8 +19,9 @@ LAYERS = """
     surroundings daemonize pidfile vigil herald spawning console heir upgrader nurse companion control metrics
     queues rendezvous remote master parties resident worker generation portions recycling handlers seating aio_crew
     aio_floor aio_deadlines aio_seat aio_lobby aio_datagrams aio_protocols aio_loop aio functions crew attendant
-    deadlines mending here lane reception handling handover park access parked conversation shortage station door
-    wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders address datagrams
+    deadlines mending here lane reception handling handover park stages transit access parked conversation shortage
+    station door wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders address
+    datagrams
     shared_socket process inquiry stacks signals failures log journal streams lines privileges config sections
     values proxy_protocol tls admission sources claims networks scoreboard rows crowds pool turnover fates roster
     upgrade reload tally repeats snapshot events states estate commands variables

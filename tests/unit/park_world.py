@@ -14,11 +14,12 @@ from typing import Any, cast
 from poolserver.claims import Claims
 from poolserver.handover import Intake, Pair, Pairs, intakes, may_leave, may_move, send
 from poolserver.networks import Source, source_of
-from poolserver.park import TRANSIT_PATIENCE, Park
+from poolserver.park import Park
 from poolserver.parked import READY, UNFIT, Limits, Parked, look
 from poolserver.rows import Outcome
 from poolserver.scoreboard import Scoreboard
 from poolserver.station import Station, Terms
+from poolserver.transit import TRANSIT_PATIENCE
 from poolserver.waits import Wait
 from poolserver.wakeups import Wakeups
 
@@ -33,7 +34,20 @@ URL = "tcp://127.0.0.1:1"
 def station(wait: Wait = Wait.LINE) -> Station:
     """Where nobody listens."""
     server: Any = None
-    return Station(server, -1, True, True, False, 0.0, None, url=URL, wait=wait, between=Wait.LINE, is_movable=True)
+    return Station(
+        server,
+        -1,
+        True,
+        True,
+        False,
+        0.0,
+        None,
+        url=URL,
+        wait=wait,
+        between=Wait.LINE,
+        is_movable=True,
+        usual_end=b"\n",
+    )
 
 
 class Talk:
@@ -116,7 +130,8 @@ class Site:
     def add(self, parked: Parked, lane: int) -> None:
         """Park what a lane has. Who goes for it: the oldest that has sent nothing, the oldest in the middle of a
         request, or between two, or itself; and only if the park is full."""
-        candidates = [*self.park.silent, *self.park.speaking, *self.park.between, parked]
+        staged = [*self.park.silent, *self.park.speaking, *self.park.between]
+        candidates = [*(each for each in staged if not each.is_in_hand), parked]
         for victim in self.park.add(parked, self.first_lane + lane):
             if victim.ending is Outcome.REFUSED_MAX_PARKED:
                 assert victim is candidates[0]
@@ -134,6 +149,9 @@ class Site:
             return False
         if isinstance(post, Intake):
             self.take_in(post, lane)
+            return True
+        if isinstance(post, int) and (regular := self.park.borrow(post)) is not None:
+            self.lanes[lane] = regular
             return True
         parked = self.park.take(post) if isinstance(post, int) else cast(Parked, post)
         if parked is not None and parked.ending is not None:
@@ -169,6 +187,10 @@ class Site:
             octets = parked.request.recv(4096, socket.MSG_DONTWAIT)
         except OSError:
             octets = b""
+        if parked.is_in_hand:  # borrowed
+            if octets and goes_on and self.park.put_back(parked, time.monotonic() + self.world.offset):
+                return
+            self.park.release(parked, self.first_lane + lane)
         if not (octets and goes_on):
             self.close(parked)
             self.claims.give_back(self.first_lane + lane)
@@ -234,7 +256,7 @@ class Site:
     def waiting(self) -> Iterator[Parked]:
         """All that is in no lane."""
         for stage in (self.park.silent, self.park.speaking, self.park.between):
-            yield from stage
+            yield from (each for each in stage if not each.is_in_hand)
         yield from (each for each in self.wakeups._again if isinstance(each, Parked))
         yield from self.unsent
 

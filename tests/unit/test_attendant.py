@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from park_world import Site, Talk, World
 
-from poolserver.attendant import CLOSE_LOOK, DRAIN_PATIENCE, FARTHEST_LOOK, QUIET_LOOKS, STILL_LOOKS, Attendant
+from poolserver.attendant import (
+    CLOSE_LOOK,
+    DRAIN_PATIENCE,
+    FARTHEST_LOOK,
+    FULL_LOOKS,
+    QUIET_LOOKS,
+    STILL_LOOKS,
+    Attendant,
+)
 from poolserver.handover import Pairs
 from poolserver.parked import Parked
 from poolserver.rows import Outcome
@@ -22,6 +30,7 @@ class Lane:
 
     request: object = None
     began: float = 0.0
+    thread_id: int = 0
 
 
 @dataclass
@@ -33,6 +42,7 @@ class Crew:
     attendant: Attendant
     now: float = 0.0
     has_processor: bool = True
+    has_waited: float = 0.0
 
     def look(self, seconds: float = 0.0) -> None:
         self.now += seconds
@@ -70,7 +80,8 @@ def make_crew(world: World) -> MakeCrew:
         here = [Lane() for _ in range(lanes)]
         site = world.sites[ordinal]
         terms = {"head_timeout": 0, "keep_alive": 0} | terms
-        attendant = Attendant(site.park, here, Terms(**terms), site.claims, pairs, lambda: crew.has_processor)  # type: ignore[arg-type]
+        given = Terms(**terms), site.claims, pairs, lambda: crew.has_processor, lambda _: crew.has_waited
+        attendant = Attendant(site.park, here, *given)  # type: ignore[arg-type]
         crew = Crew(site, here, attendant, time.monotonic())
         return crew
 
@@ -123,7 +134,7 @@ def test_looks_closely_only_while_every_lane_is_busy(make_crew: MakeCrew, ends: 
     crew.be_busy(1)
     crew.attendant.is_close = True
     for _ in range(QUIET_LOOKS):
-        assert crew.attendant.deadline() <= crew.now + CLOSE_LOOK
+        assert crew.attendant.deadline() <= crew.now + FARTHEST_LOOK
         crew.look(CLOSE_LOOK)
     assert not crew.attendant.is_close
     assert crew.attendant.deadline() > crew.now + CLOSE_LOOK
@@ -162,7 +173,8 @@ def test_ready_connection_goes_to_a_worker_that_has_time(world: World, make_crew
     crew.be_busy(2)
     idle_lanes(world, 1, 1)
     crew.attendant.is_close = True
-    crew.look()
+    for _ in range(FULL_LOOKS):
+        crew.look()
     assert len(arrivals(world, is_ready=True)) == 1
     assert len(crew.site.park) == 0
 
@@ -194,7 +206,8 @@ def test_nothing_goes_where_nobody_has_time(world: World, make_crew: MakeCrew, e
     ends[0].sendall(b"line\n")
     crew.be_busy(2)
     crew.attendant.is_close = True
-    crew.look()
+    for _ in range(FULL_LOOKS):
+        crew.look()
     assert arrivals(world, is_ready=True) == []
     assert crew.site.park.take(crew.site.wakeups.wait(0)) is parked
 
@@ -206,7 +219,8 @@ def test_silent_connection_stays(world: World, make_crew: MakeCrew, ends: Ends) 
     crew.be_busy(2)
     idle_lanes(world, 1, 2)
     crew.attendant.is_close = True
-    crew.look()
+    for _ in range(FULL_LOOKS):
+        crew.look()
     assert len(crew.site.park) == 1
 
 
@@ -221,7 +235,8 @@ def test_conversation_goes_if_no_finish_of_the_users_is_to_run(
     crew.be_busy(2)
     idle_lanes(world, 1, 1)
     crew.attendant.is_close = True
-    crew.look()
+    for _ in range(FULL_LOOKS):
+        crew.look()
     assert len(arrivals(world, is_ready=True)) == moves
     assert crew.passed_on() == ([] if moves else [parked])
 
@@ -300,6 +315,39 @@ def test_looks_seldom_while_lanes_get_on(make_crew: MakeCrew, ends: Ends) -> Non
     assert crew.attendant.deadline() == crew.now + CLOSE_LOOK
 
 
+def test_lanes_that_wait_for_a_processor_are_not_held(world: World, make_crew: MakeCrew, ends: Ends) -> None:
+    """They get on as soon as they have one; what is ready stays with them, and looks stay rare."""
+    crew = make_crew()
+    crew.has_processor = False
+    crew.park(ends[1])
+    ends[0].sendall(b"line\n")
+    crew.be_busy(2)
+    idle_lanes(world, 1, 1)
+    crew.attendant.is_close = True
+    for _ in range(10):
+        crew.has_waited += FARTHEST_LOOK / 2
+        crew.look(FARTHEST_LOOK)
+    assert crew.attendant.deadline() == crew.now + FARTHEST_LOOK
+    assert arrivals(world, is_ready=True) == []
+    for _ in range(STILL_LOOKS):
+        crew.look(FARTHEST_LOOK)
+    assert len(arrivals(world, is_ready=True)) == 1
+
+
+def test_looks_are_close_again_after_a_pause(make_crew: MakeCrew, ends: Ends) -> None:
+    """However rare they had become."""
+    crew = make_crew()
+    crew.park(ends[1])
+    crew.be_busy(2)
+    for number in range(20):
+        crew.attendant.is_close = True
+        crew.lanes[0].began = number
+        crew.look(FARTHEST_LOOK)
+    crew.attendant.is_close = True
+    crew.look(1.0)
+    assert crew.attendant.deadline() <= crew.now + CLOSE_LOOK
+
+
 # -- on the way out
 
 
@@ -325,7 +373,8 @@ def test_leaving_worker_hands_over_what_is_parked_later(world: World, make_crew:
     crew.attendant.drain(crew.now, hand_over=True)
     crew.park(ends[1])
     crew.attendant.is_close = True
-    crew.look()
+    for _ in range(FULL_LOOKS):
+        crew.look()
     assert len(arrivals(world, is_ready=False)) == 1
     assert not crew.attendant.is_close
 

@@ -333,6 +333,65 @@ def test_requests_sent_together_are_taken_without_waiting(ends: Ends, sent: int)
     conversation.end()
 
 
+def test_plain_conversation_goes_on_as_before_until_it_is_over(ends: Ends) -> None:
+    """Whose input is in the kernel alone, between two exchanges."""
+    client, request = ends
+    request.settimeout(None)
+    client.sendall(GET % 0)
+    conversation = Conversation(Page, request, PEER, None)
+    client.sendall(GET % 1)
+    assert conversation.goes_on_as_before()
+    client.sendall(GET % 2 + GET % 3)
+    assert not conversation.goes_on_as_before()
+    assert (conversation.is_over, conversation.has_input()) == (False, True)
+    conversation.go_on()
+    client.sendall(b"GET /4 HTTP/1.0\r\n\r\n")
+    assert not conversation.goes_on_as_before()
+    assert conversation.is_over
+    assert conversation.handler.wfile.closed
+
+
+def test_exchange_that_fails_as_before_is_raised_and_the_handler_finished(ends: Ends) -> None:
+    client, request = ends
+    request.settimeout(None)
+    client.sendall(b"one\n")
+    conversation = Conversation(Shout, request, PEER, None)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    conversation.handler.handle_one_request = fail
+    with pytest.raises(ZeroDivisionError):
+        conversation.goes_on_as_before()
+    assert conversation.is_over
+    assert steps(conversation)[-1] == "finish"
+
+
+@pytest.mark.parametrize("change", ["connection", "request", "rfile", "timeout", "nothing"])
+def test_conversation_that_the_handler_changes_does_not_go_on_as_before(ends: Ends, change: str) -> None:
+    """It puts TLS on, say, or reads elsewhere, or waits for so long only."""
+    client, request = ends
+    request.settimeout(None)
+    client.sendall(b"one\n")
+    conversation = Conversation(Shout, request, PEER, None)
+    handler = conversation.handler
+    inner = handler.handle_one_request
+
+    def changes() -> None:
+        inner()
+        if change == "timeout":
+            request.settimeout(10)
+        elif change == "rfile":
+            del handler.rfile
+        elif change != "nothing":
+            setattr(handler, change, object())
+
+    handler.handle_one_request = changes
+    client.sendall(b"two\n")
+    assert conversation.goes_on_as_before() is (change == "nothing")
+    assert not conversation.is_over
+
+
 def test_unbuffered_reader_holds_nothing(ends: Ends) -> None:
     """What its client sent is in the kernel, which tells the epoll."""
 

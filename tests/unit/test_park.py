@@ -1,5 +1,7 @@
 """One park, step by step: looks that never wait, edges that are never lost, limits, shares, and who is closed how."""
 
+import errno
+import itertools
 import math
 import socket
 import ssl
@@ -10,10 +12,10 @@ from typing import Any
 import pytest
 from park_world import LANES, LIMITS, MAX_HEAD, MAX_PARKED, Site, Talk, World, station
 
-from poolserver.park import TRANSIT_PATIENCE
 from poolserver.parked import READY, Limits, Parked, look
 from poolserver.rows import Outcome
 from poolserver.station import Terms
+from poolserver.transit import TRANSIT_PATIENCE
 from poolserver.waits import Verdict, Wait
 
 
@@ -214,6 +216,154 @@ def test_conversation_that_a_lane_has_while_lanes_part_is_told_of_by_what_is_lef
     site.park.part()
     site.park.add(parked, site.first_lane)
     assert site.park.take(site.wakeups.wait_parked(0)) is parked
+
+
+# -- conversations that lanes borrow
+
+
+@pytest.fixture
+def regular(world: World, ends: Ends) -> Parked:
+    """A conversation between two requests that counts for a source, and whose next line is there."""
+    site = world.sites[0]
+    source = world.source(1)
+    site.claims.claim(site.first_lane, source)
+    talk: Any = Talk(has_stock_finish=True)
+    parked = Parked(site.here, ends[1], ("192.0.2.1", 1), time.monotonic() - 25, source.number, talk, is_between=True)
+    assert site.park.add(parked, site.first_lane) == []
+    ends[0].sendall(b"line\n")
+    return parked
+
+
+def borrowed(site: Site) -> Parked | None:
+    """What a lane is woken for now."""
+    told = site.wakeups.wait(0)
+    assert isinstance(told, int)
+    return site.park.borrow(told)
+
+
+def test_borrowed_conversation_keeps_its_place_and_is_nobody_elses(world: World, ends: Ends, regular: Parked) -> None:
+    """It is counted for its source once, and is not among those that wait."""
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    assert (len(site.park), staged(site)) == (0, (0, 0, 1))
+    assert world.claims.active(world.source(1)) == 1
+    later = time.monotonic() + 1000
+    assert (site.park.due(later, LIMITS), site.park.take_out(), site.park.overdue(9)) == ([], [], [])
+    assert site.park.oldest() == site.park.nearest(LIMITS) == float("inf")
+    assert not site.park.make_room()
+    assert site.park.borrow(regular.fd) is site.park.take(regular.fd) is None
+    ends[1].recv(100)
+    now = time.monotonic()
+    assert site.park.put_back(regular, now)
+    assert (len(site.park), site.park.oldest()) == (1, now)
+    ends[0].sendall(b"line\n")
+    assert borrowed(site) is regular
+
+
+@pytest.mark.parametrize("octets", [b"", b"li", b"l" * MAX_HEAD])
+def test_conversation_whose_request_is_not_whole_is_not_lent(world: World, ends: Ends, octets: bytes) -> None:
+    """How far it is, or that it is over, the longer look says."""
+    site = world.sites[0]
+    parked = converse(site, ends[1])
+    ends[0].sendall(octets) if octets else ends[0].close()
+    told = site.wakeups.wait(0)
+    assert site.park.borrow(told) is None
+    assert site.park.take(told) is (None if octets == b"li" else parked)
+
+
+def test_conversation_on_a_socket_with_a_time_out_is_not_lent(world: World, ends: Ends) -> None:
+    """To look at it could wait."""
+    ends[1].settimeout(10)
+    parked = converse(world.sites[0], ends[1])
+    ends[0].sendall(b"line\n")
+    assert borrowed(world.sites[0]) is None
+    assert world.sites[0].park.take(parked.fd) is parked
+
+
+def test_released_conversation_is_the_lanes(world: World, regular: Parked) -> None:
+    """Its claim is, too."""
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    site.park.release(regular, site.first_lane + 1)
+    assert (len(site.park), staged(site)) == (0, (0, 0, 0))
+    assert site.claims.claimed(site.first_lane + 1) == world.source(1).number
+    assert world.claims.active(world.source(1)) == 1
+
+
+def test_borrowed_conversation_goes_back_where_parted_lanes_look(world: World, regular: Parked) -> None:
+    """The epoll that knew it is waited on no more."""
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    site.park.part()
+    assert site.park.put_back(regular, time.monotonic())
+    assert site.park.take(site.wakeups.wait_parked(0)) is regular
+
+
+def test_full_park_takes_nothing_back(world: World, regular: Parked) -> None:
+    """Who goes for it is for ``add`` to say."""
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    others = [socket.socketpair() for _ in range(MAX_PARKED)]
+    for request, _ in others:
+        add(site, request)
+    assert not site.park.put_back(regular, time.monotonic())
+    site.park.release(regular, site.first_lane)
+    [victim] = site.park.add(regular, site.first_lane)
+    assert victim.request is others[0][0]
+    for each in itertools.chain(*others):
+        each.close()
+
+
+def test_borrowed_connection_that_its_handler_closes_takes_no_place_from_who_has_its_number(
+    world: World, ends: Ends, regular: Parked
+) -> None:
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    ends[1].close()
+    client, request = socket.socketpair()
+    lowest, _ = sorted((client, request), key=socket.socket.fileno)
+    assert lowest.fileno() == regular.fd
+    newcomer = add(site, lowest)
+    assert not site.park.put_back(regular, time.monotonic())
+    site.park.release(regular, site.first_lane)
+    assert site.park.by_fd == {lowest.fileno(): newcomer}
+    client.close()
+    request.close()
+
+
+def test_borrowed_connection_that_cannot_be_watched_stays_the_lanes(
+    world: World, regular: Parked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's memory for watches is used up."""
+
+    def fail(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "no")
+
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    monkeypatch.setattr(site.wakeups, "watch_once", fail)
+    assert not site.park.put_back(regular, time.monotonic())
+    assert regular.is_in_hand
+    site.park.release(regular, site.first_lane)
+
+
+def test_readers_see_a_borrowed_conversation_once(world: World, regular: Parked) -> None:
+    """In its lane: neither among those that wait, nor in the crowd besides."""
+    site, berth = world.sites[0], world.berths[0]
+    row = world.board.quarters(berth).lanes[0]
+    assert world.board.read_crew(berth).between == 1
+    assert borrowed(site) is regular
+    row.go_on(regular.peer)
+    assert world.board.read_crew(berth).between == 0
+    reading = world.board.read(berth)[0]
+    assert (reading.peer, reading.is_in_crowd) == ("192.0.2.1:1", True)
+    assert world.board.crowds.read(0) == {"192.0.2.1": 1}
+    now = time.monotonic()
+    site.park.put_back(regular, now)
+    row.pause(now)
+    reading = world.board.read(berth)[0]
+    assert (reading.peer, reading.is_in_crowd, round(reading.since - now, 3)) == ("", False, 0)
+    assert world.board.read_crew(berth).between == 1
 
 
 def test_ended_conversation_is_forgotten_though_another_process_has_a_copy(world: World, ends: Ends) -> None:

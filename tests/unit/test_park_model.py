@@ -212,10 +212,12 @@ class Parks(RuleBasedStateMachine):
         for site in self.world.sites:
             park = site.park
             staged = [*park.silent, *park.speaking, *park.between]
-            assert len(park) == len(staged) == len(set(staged))
+            waiting = {parked for parked in staged if not parked.is_in_hand}
+            assert len(staged) == len(set(staged))
+            assert len(park) == len(waiting)
             assert sorted(park.by_fd) == sorted(parked.fd for parked in park.by_fd.values())
-            assert {*park.by_fd.values()} <= {*staged}
-            for parked in set(staged) - {*park.by_fd.values()}:
+            assert {*park.by_fd.values()} <= waiting
+            for parked in waiting - {*park.by_fd.values()}:
                 assert parked.request.fileno() < 0  # closed by its handler, and its number reused
             told = self.world.board.crowds.read(site.ordinal)
             assert told == Counter(parked.address[0] for parked in staged)

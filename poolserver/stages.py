@@ -1,0 +1,91 @@
+"""Where the parked connections of a worker stand, in which order, and who goes first: for another, or when it is late.
+
+What is entered here is looked at and reached by ``park.py``.
+"""
+
+import collections
+import math
+import time
+from collections.abc import Iterable, Iterator
+from itertools import chain, takewhile
+
+from poolserver.parked import Limits, Parked
+from poolserver.waits import Step, Verdict
+
+_Stage = collections.OrderedDict[Parked, None]
+
+
+class Stages:
+    """Each connection is in exactly one stage: ``prefaces`` (it has not come to its request), ``silent`` (it has sent
+    nothing), ``speaking`` (some of what is waited for is there), ``between`` two exchanges.
+
+    A stage keeps the order of arrival, so that the oldest stands first; one that came from another worker may stand
+    behind younger ones, and has as much time as they. One that is in somebody's hands is nobody else's.
+    """
+
+    def __init__(self) -> None:
+        self.prefaces: _Stage = collections.OrderedDict()
+        self.silent: _Stage = collections.OrderedDict()
+        self.speaking: _Stage = collections.OrderedDict()
+        self.between: _Stage = collections.OrderedDict()
+
+    def stage(self, parked: Parked) -> _Stage:
+        """Where it stands, or is to."""
+        if parked.step is not Step.REQUEST:
+            return self.prefaces
+        if parked.has_begun:
+            return self.speaking
+        return self.between if parked.is_between else self.silent
+
+    def restage(self, parked: Parked) -> bool:
+        """After a look: whether it has begun to send what is waited for."""
+        if parked.step is not Step.REQUEST or parked.verdict is not Verdict.PARTIAL or parked.has_begun:
+            return False
+        del self.stage(parked)[parked]
+        parked.has_begun, parked.is_regular = True, False
+        if parked.is_between:
+            parked.since = time.monotonic()
+        self.speaking[parked] = None
+        return True
+
+    def standing(self) -> Iterator[Parked]:
+        """All."""
+        return chain(self.prefaces, self.silent, self.speaking, self.between)
+
+    def unproven(self) -> Iterator[Parked]:
+        """Who has sent nothing, or nothing whole: of the greater crowd the oldest first."""
+        crowds = sorted((self.prefaces, self.silent), key=len, reverse=True)
+        return (each for each in chain(*crowds, self.speaking) if each.conversation is None)
+
+    def victim(self) -> Parked | None:
+        """Who goes when there is no room: the oldest that has sent nothing or not come to its request, else the oldest
+        in the middle of one, else the oldest between two."""
+        return _first(chain(self.unproven(), self.speaking, self.between))
+
+    def late(self, now: float, limits: Limits) -> list[Parked]:
+        """Who has waited longer than it may, so far as anybody has looked."""
+        late = chain(
+            takewhile(lambda each: each.since < now - limits.silent, self.silent),
+            takewhile(lambda each: each.is_in_hand or each.since < now - limits.keep_alive, self.between),
+            (each for each in self.speaking if each.since < now - limits.head),  # not in order: few, or an attack
+            (each for each in self.prefaces if each.since < now - limits.preface(each)),  # likewise
+        )
+        return [each for each in late if not each.is_in_hand]
+
+    def nearest(self, limits: Limits) -> float:
+        """When the first that waits now is due."""
+        stages = ((self.silent, limits.silent), (self.between, limits.keep_alive), (self.speaking, limits.head))
+        firsts = ((_first(stage), limit) for stage, limit in stages)
+        prefaces = (each.since + limits.preface(each) for each in self.prefaces)
+        return min(
+            chain(prefaces, (each.since + limit for each, limit in firsts if each is not None)), default=math.inf
+        )
+
+    def oldest(self) -> float:
+        """Since when the oldest waits; infinite when none does."""
+        firsts = map(_first, (self.prefaces, self.silent, self.speaking, self.between))
+        return min((each.since for each in firsts if each is not None), default=math.inf)
+
+
+def _first(stage: Iterable[Parked]) -> Parked | None:
+    return next((each for each in stage if not each.is_in_hand), None)
