@@ -25,9 +25,10 @@ does."""
 
 FARTHEST_LOOK = 0.02
 SLOWING = 1.25
-"""The same, at the most, while lanes get on: each look that finds one free, or that has another connection than before,
-puts the next off so much more. Under load a look is dear, since it takes the interpreter from the lanes (measured, 16
-workers on two cores: a fifth of all CPU at 5 ms)."""
+BRISK = 4
+"""The same, at the most, under load: each look that finds that lanes took so many connections since the last, or had no
+processor to take them with, puts the next off so much more. A look is dear then, since it takes the interpreter from
+the lanes (measured, 16 workers on two cores: a fifth of all CPU at 5 ms)."""
 
 QUIET_LOOKS = 3
 
@@ -90,7 +91,7 @@ class Attendant:
         self._next_look = self._next_stress_look = 0.0
         self._next_close_look = 0.0
         self._pace = CLOSE_LOOK
-        self._seen: list[float] = []
+        self._turns = 0
         self._waits = (-math.inf, 0.0)
         self._full_looks = self._still_looks = 0
 
@@ -103,8 +104,6 @@ class Attendant:
     def look(self, now: float) -> None:
         """End what is due, at most every ``SOON``; while every lane is busy, give what is ready to others."""
         if self.is_close or self.unsent or self.hands_over:
-            if now - self._next_close_look > FARTHEST_LOOK:
-                self._pace = CLOSE_LOOK  # there was nothing to look at for a while
             self._look_closely(now)
             self._next_close_look = now + self._pace
         if now >= self._next_stress_look and not self._is_draining:
@@ -199,13 +198,14 @@ class Attendant:
             self._watch_lanes(now)
 
     def _watch_lanes(self, now: float) -> None:
-        seen, self._seen = self._seen, [lane.began for lane in self._lanes]
+        before, self._turns = self._turns, sum(lane.turns for lane in self._lanes)
+        turns = self._turns - before
         is_full = bool(self._park) and all(lane.request is not None for lane in self._lanes)
-        is_still = is_full and seen == self._seen and not self._is_starved(now)
-        self._still_looks = self._still_looks + 1 if is_still else 0
-        self._quiet_looks = 0 if is_full or (seen and seen != self._seen) else self._quiet_looks + 1
-        self._pace = CLOSE_LOOK if is_still else min(SLOWING * self._pace, FARTHEST_LOOK)
+        is_starved = turns < BRISK and self._is_starved(now)
         self._full_looks = self._full_looks + 1 if is_full else 0
+        self._still_looks = self._still_looks + 1 if is_full and not turns and not is_starved else 0
+        self._quiet_looks = 0 if is_full or turns else self._quiet_looks + 1
+        self._pace = min(SLOWING * self._pace, FARTHEST_LOOK) if is_starved or turns >= BRISK else CLOSE_LOOK
         if self._full_looks >= FULL_LOOKS:
             self._relieve()
         self.is_close = self.is_close or self._quiet_looks < QUIET_LOOKS

@@ -64,7 +64,7 @@ class Handling:
     """Runs in a lane's thread.
 
     ``request`` and ``address`` are the connection it has, None while idle, for the crew to see; ``began``: since when.
-    ``thread_id``: the kernel's number of its thread.
+    ``turns``: how many it had. ``thread_id``: the kernel's number of its thread.
     """
 
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
@@ -73,7 +73,7 @@ class Handling:
         self.address: Any = None
         self.deadline = math.inf
         self.began = 0.0
-        self.thread_id = 0
+        self.turns = self.thread_id = 0
         self._ended_from_outside: tuple[Any, Outcome] | None = None
         self._suspended: Parked | None = None
         self._door = None if crew.door.is_open else crew.door
@@ -138,6 +138,7 @@ class Handling:
         self.address = address
         self.request = request
         self.began = time.monotonic()
+        self.turns += 1
         if self._parked:
             self._crew.watch_closely(if_full=True)
         self._born = parked.born if parked is not None else self.began
@@ -159,6 +160,7 @@ class Handling:
         row, crew, request = self._row, self._crew, parked.request
         self.address, self.request, self.began = parked.address, request, row.go_on(parked.peer)
         self._station, self._born = parked.station, parked.born
+        self.turns += 1
         crew.watch_closely(if_full=True)
         if self._handler_timeout:
             self.deadline = self.began + self._handler_timeout

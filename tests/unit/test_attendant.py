@@ -10,6 +10,7 @@ import pytest
 from park_world import Site, Talk, World
 
 from poolserver.attendant import (
+    BRISK,
     CLOSE_LOOK,
     DRAIN_PATIENCE,
     FARTHEST_LOOK,
@@ -29,7 +30,7 @@ class Lane:
     """As much as the attendant sees of one."""
 
     request: object = None
-    began: float = 0.0
+    turns: int = 0
     thread_id: int = 0
 
 
@@ -190,8 +191,8 @@ def test_without_a_processor_only_what_held_lanes_keep_waiting_goes(
     crew.be_busy(2)
     idle_lanes(world, 1, 1)
     crew.attendant.is_close = True
-    for number in range(1, 10):
-        crew.lanes[0].began = number
+    for _ in range(10):
+        crew.lanes[0].turns += 1
         crew.look(FARTHEST_LOOK)
     assert arrivals(world, is_ready=True) == []
     for _ in range(STILL_LOOKS):
@@ -307,8 +308,8 @@ def test_looks_seldom_while_lanes_get_on(make_crew: MakeCrew, ends: Ends) -> Non
     crew.park(ends[1])
     crew.be_busy(2)
     crew.attendant.is_close = True
-    for number in range(1, 20):
-        crew.lanes[0].began = number
+    for _ in range(20):
+        crew.lanes[0].turns += BRISK
         crew.look(FARTHEST_LOOK)
     assert crew.attendant.deadline() == crew.now + FARTHEST_LOOK
     crew.look(FARTHEST_LOOK)
@@ -334,18 +335,16 @@ def test_lanes_that_wait_for_a_processor_are_not_held(world: World, make_crew: M
     assert len(arrivals(world, is_ready=True)) == 1
 
 
-def test_looks_are_close_again_after_a_pause(make_crew: MakeCrew, ends: Ends) -> None:
-    """However rare they had become."""
+def test_looks_stay_close_while_lanes_get_on_slowly(make_crew: MakeCrew, ends: Ends) -> None:
+    """Any of them may be the one that is held next, and a look costs little beside what they do."""
     crew = make_crew()
     crew.park(ends[1])
     crew.be_busy(2)
-    for number in range(20):
-        crew.attendant.is_close = True
-        crew.lanes[0].began = number
-        crew.look(FARTHEST_LOOK)
     crew.attendant.is_close = True
-    crew.look(1.0)
-    assert crew.attendant.deadline() <= crew.now + CLOSE_LOOK
+    for _ in range(20):
+        crew.lanes[0].turns += 1
+        crew.look(CLOSE_LOOK)
+    assert crew.attendant.deadline() == crew.now + CLOSE_LOOK
 
 
 # -- on the way out
