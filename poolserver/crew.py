@@ -86,6 +86,7 @@ class Crew:
         self.lost_listener, self.serves_queue, self._is_released = "", False, False
         self._rows, self._on_stop_asked, self._on_released = quarters.lanes, on_stop_asked, on_released
         self._phase, self._phase_ends = Phase.SERVING, math.inf
+        self.is_leaving = False  # every lane asks for each connection: not a property
         self._idle_ends = self._next_service = math.inf
         self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
@@ -94,10 +95,6 @@ class Crew:
         self._threads: dict[Lane, threading.Thread] = {}
         self._may_accept = threading.Event()
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
-
-    @property
-    def is_leaving(self) -> bool:
-        return self._phase is not Phase.SERVING
 
     @property
     def hands_over(self) -> bool:
@@ -307,7 +304,7 @@ class Crew:
         self._phase = Phase.OVER
 
     def _enter(self, phase: Phase, seconds: float) -> None:
-        self._phase = phase
+        self._phase, self.is_leaving = phase, True
         self._phase_ends = time.monotonic() + seconds
         self._idle_ends = math.inf
         self.wakeups.stop()

@@ -48,10 +48,10 @@ class Lane(Reception):
     def serve_forever(self) -> None:
         """Accept and handle until the crew is leaving; then what is queued, if that is asked, and what is parked."""
         crew, row = self._crew, self._row
-        wait = crew.wakeups.wait
+        wait, shortage = crew.wakeups.wait, crew.shortage
         row.idle()
         while not crew.is_leaving:
-            post = wait(PAUSE if crew.shortage.is_on else LANE_LOOK)
+            post = wait(PAUSE if shortage.is_on else LANE_LOOK)
             if isinstance(post, Station):
                 self.take(post)
             elif isinstance(post, Intake):
@@ -61,7 +61,7 @@ class Lane(Reception):
                 # In turn: the epoll tells of the listener once in a round of all that are ready, and of one newcomer.
                 if self._arriving is not None and not self.take(self._arriving):
                     self._arriving = None
-            if post is None or crew.shortage.is_due():  # nothing for long; or is there room again?
+            if post is None or (shortage.is_on and shortage.is_due()):  # nothing for long; or is there room again?
                 for each in crew.stations.values():
                     self.take(each)
         self._serve_queues()
