@@ -47,7 +47,7 @@ HOMES = {
     "signal.pthread_sigmask": {"signals"},
     "os.environ": {"variables", "systemd"},
     "os.getenv": set[str](),
-    "socket.socket": {"handover", "heir", "journal", "listener", "unix_path", "remote", "queues", "systemd"},
+    "socket.socket": {"handover", "heir", "journal", "listener", "shared_socket", "unix_path", "remote", "queues", "systemd"},
     "socket.create_server": set[str](),
     "socket.create_connection": set[str](),
     "setproctitle.setproctitle": {"log"},
