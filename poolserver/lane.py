@@ -50,7 +50,9 @@ class Lane(Reception):
         crew, row = self._crew, self._row
         wait, shortage = crew.wakeups.wait, crew.shortage
         row.idle()
-        while not crew.is_leaving:
+        while True:  # CPython 3.11 never specialises a loop whose condition stands at its head
+            if crew.is_leaving:
+                break
             post = wait(PAUSE if shortage.is_on else LANE_LOOK)
             if isinstance(post, Station):
                 self.take(post)

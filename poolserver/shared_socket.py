@@ -1,6 +1,5 @@
 """A listener as lanes, server objects and handlers see it: what would break it for every other process does nothing."""
 
-import functools
 import logging
 import os
 import socket
@@ -17,14 +16,19 @@ class SharedSocket(socket.socket):
     against it (HTTPServer's sets ``server_name``), and a handler that closes it takes nothing down.
     """
 
-    # Whoever asks is given an enum member that is made anew each time.
-    @functools.cached_property
-    def family(self) -> socket.AddressFamily:
-        return super().family
+    __slots__ = ("_kind",)  # with a dict, CPython 3.11 looks each of its methods up anew
 
-    @functools.cached_property
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kind = super().family, super().type, self.proto
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return self._kind[0]
+
+    @property
     def type(self) -> socket.SocketKind:
-        return super().type
+        return self._kind[1]
 
     @classmethod
     def over(cls, listener: socket.socket) -> Self:
@@ -37,10 +41,6 @@ class SharedSocket(socket.socket):
         fd, address = self._accept()  # type: ignore[attr-defined] # accept(2) in C, as socket.accept calls it
         family, kind, proto = self._kind
         return socket.socket(family, kind, proto, fileno=fd), address
-
-    @functools.cached_property
-    def _kind(self) -> tuple[socket.AddressFamily, socket.SocketKind, int]:
-        return self.family, self.type, self.proto
 
     def bind(self, address: object, /) -> None:
         """Nothing: it is bound."""
