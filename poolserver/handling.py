@@ -186,8 +186,10 @@ class Handling:
             parked.conversation.go_on(is_last=parked.verdict is Verdict.ENDED)
             return self._converse(server, request, parked.conversation, parked)
         station = self._station
-        # What nobody has read from has its error still, and SO_ERROR takes half as long as TCP_INFO (0.5 us of 0.9).
-        may_be_reset = request.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if station.is_plain else station.is_tcp
+        may_be_reset: Any = station.is_tcp
+        if parked is None and station.is_plain:
+            # Nobody has taken its error yet, and SO_ERROR takes half as long as TCP_INFO (0.5 us of 0.9).
+            may_be_reset = request.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if may_be_reset and is_reset(request):
             server.shutdown_request(request)
             return Outcome.REFUSED_RESET

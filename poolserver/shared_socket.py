@@ -21,6 +21,8 @@ class SharedSocket(socket.socket):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._kind = super().family, super().type, self.proto
+        if self.gettimeout():  # socket.setdefaulttimeout, by a handler's module: accept would wait, deaf to a stop
+            super().settimeout(0)
 
     @property
     def family(self) -> socket.AddressFamily:
