@@ -5,6 +5,9 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
+import math
+import os
+import time
 
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane
@@ -21,6 +24,14 @@ DRAIN_LOOK = 0.1
 
 LANE_LOOK = 60.0
 """Seconds between an idle lane's own looks. The crew's tick comes first, where eight lanes cost no more than one."""
+
+SPELL_NS = 2_000_000
+"""Nanoseconds after which a lane that is alone in its process lets others run, between two connections.
+
+With more lanes at work than processors, the kernel takes the processor from each after some milliseconds, mostly in the
+middle of a connection, which then waits until all others had their turn. Source: measured, 1,000 clients, 32 × 1: p99 97
+ms without, 80 with 1 ms, 75 with 2, the CPU the same; sched_yield(2).
+"""
 
 MAX_FRUITLESS = 16
 """Wake-ups in a row that yield nothing before a pause. A few are normal under load, when a sibling was quicker; a
@@ -49,6 +60,7 @@ class Lane(Reception):
         """Accept and handle until the crew is leaving; then what is queued, if that is asked, and what is parked."""
         crew, row = self._crew, self._row
         wait, shortage = crew.wakeups.wait, crew.shortage
+        spell_ends = math.inf if self._is_one_of_many else 0  # several take turns at the interpreter's lock
         row.idle()
         while True:  # CPython 3.11 never specialises a loop whose condition stands at its head
             if crew.is_leaving:
@@ -56,6 +68,9 @@ class Lane(Reception):
             post = wait(PAUSE if shortage.is_on else LANE_LOOK)
             if isinstance(post, Station):
                 self.take(post)
+                if row.began_ns > spell_ends:
+                    os.sched_yield()
+                    spell_ends = time.monotonic_ns() + SPELL_NS
             elif isinstance(post, Intake):
                 self._take_in(post)
             elif post is not None:

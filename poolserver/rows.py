@@ -166,7 +166,8 @@ class Row:
         self._durations = words[DURATIONS.start : DURATION_SUM]
         self._took = list(self._durations)
         self._took_us = words[DURATION_SUM]
-        self._began = 0
+        self.began_ns = 0
+        """When the connection that it has, or had last, came to it; monotonic."""
 
     def idle(self) -> None:
         """Waiting for a connection."""
@@ -181,14 +182,14 @@ class Row:
         """A connection from ``peer`` is in this lane now."""
         words, counts = self._words, self._counts
         _write_peer(self._peer, 0, peer.encode("utf-8", "replace"))
-        self._began = words[SINCE] = time.monotonic_ns()
+        self.began_ns = words[SINCE] = time.monotonic_ns()
         words[STATE] = 2
         counts[_ACCEPTED] = words[_ACCEPTED] = counts[_ACCEPTED] + 1
 
     def resume(self, peer: str) -> None:
         """A connection that was counted before, and waited off the lanes, is in this one now."""
         _write_peer(self._peer, 0, peer.encode("utf-8", "replace"))
-        self._began = self._words[SINCE] = time.monotonic_ns()
+        self.began_ns = self._words[SINCE] = time.monotonic_ns()
         self._words[STATE] = 2
 
     def ends_by(self, deadline: float) -> None:
@@ -200,7 +201,7 @@ class Row:
         words, counts = self._words, self._counts
         now = time.monotonic_ns()
         if outcome not in _WITHOUT_HANDLER:
-            took, taken = self._took, now - self._began
+            took, taken = self._took, now - self.began_ns
             bound = 0 if taken <= _SHORT_NS else bisect.bisect_left(_BOUNDS_NS, taken)
             took[bound] = self._durations[bound] = took[bound] + 1
             self._took_us = words[DURATION_SUM] = self._took_us + taken // 1000
