@@ -28,9 +28,9 @@ LANE_LOOK = 60.0
 SPELL_NS = 2_000_000
 """Nanoseconds after which a lane that is alone in its process lets others run, between two connections.
 
-With more lanes at work than processors, the kernel takes the processor from each after some milliseconds, mostly in the
-middle of a connection, which then waits until all others had their turn. Source: measured, 1,000 clients, 32 × 1: p99 97
-ms without, 80 with 1 ms, 75 with 2, the CPU the same; sched_yield(2).
+With more lanes at work than processors, the kernel takes the processor from each after some milliseconds, mostly in
+the middle of a connection, which then waits until all others had their turn. Source: measured, 1,000 clients, 32 × 1:
+p99 97 ms without, 80 with 1 ms, 75 with 2, the CPU the same; sched_yield(2).
 """
 
 MAX_FRUITLESS = 16
