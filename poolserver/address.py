@@ -69,12 +69,24 @@ def parse(url: str) -> list[Address]:
     if scheme == "systemd" and colon:
         return [Address("systemd", socket.AF_UNSPEC, rest)]
     if scheme not in _SCHEMES or not colon:
-        known = "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N"
-        known += ", systemd:"
-        raise ConfigError(f"server.bind: {url!r} is not an address (known: {known})")
+        raise ConfigError(f"server.bind: {url!r} is not an address ({_remedy(url)})")
     if scheme.startswith("unix"):
         return [_parse_unix(url, scheme, rest)]
     return _parse_inet(url, scheme, rest)
+
+
+def _remedy(url: str) -> str:
+    """A hint for who gave a path or a port, or spelt the scheme otherwise; else what there is."""
+    rest = url.partition("://")[2] or url
+    host, colon, port = rest.rstrip("/").rpartition(":")
+    if url.startswith(("/", ".")):
+        return f'did you mean "unix:{url}"?'
+    if port.isdecimal() and not set(host) & set("/@"):
+        return f'did you mean "tcp://{host}:{port}"?' if colon else f'did you mean "tcp://127.0.0.1:{port}"?'
+    known = (
+        "tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, fd://N, systemd:"
+    )
+    return f"known: {known}"
 
 
 def _parse_fd(url: str, number: str) -> Address:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolserver import aio, handlers, tls
+from poolserver import aio, handlers, signals, tls
 from poolserver.address import Address, parse
 from poolserver.config import Loaded, effective
 from poolserver.console import check_metrics
@@ -131,14 +131,17 @@ def _parsed(url: str, report: Report) -> list[Address]:
 
 
 def _try_handler(settings: Config, addresses: list[Address], report: Report) -> None:
-    section = settings.server
+    section, limit = settings.server, settings.timeouts.boot
     try:
-        found = handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
+        with signals.limited(limit, f"has not ended within timeouts.boot = {limit:g} s"):
+            found = handlers.load(section.handler, section.server_class, [Path(path) for path in section.pythonpath])
         for address in addresses:
             if not address.is_passed:
                 handlers.fitting(found, address)
         handlers.refuse_missing(section.worker_start, "server.worker_start")
         handlers.refuse_missing(section.worker_stop, "server.worker_stop")
+    except TimeoutError as error:
+        report.problems.append(f"server.handler: what loads it {error}")
     except ConfigError as error:
         report.problems.append(str(error))
         report.details = error.details

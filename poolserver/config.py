@@ -18,14 +18,12 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from poolserver.errors import ConfigError
-from poolserver.sections import SECTIONS, Config, requirement, unknown
-from poolserver.values import from_text
+from poolserver.sections import ASKED_FOR_BY, SECTIONS, Config, requirement, unknown
+from poolserver.values import MAX_SHOWN_CHARS, from_text
 from poolserver.variables import PREFIX, is_setting
 
 # Bytes read of a configuration file: far above any that people write, and the end of a mistaken /dev/zero.
 MAX_FILE_BYTES = 2**20
-# Characters of a refused value or key that are repeated in its message.
-MAX_SHOWN_CHARS = 80
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _KINDS: Mapping[type, str] = {dict: "table", list: "list", tuple: "list"}
@@ -198,7 +196,11 @@ class _Draft:
         key = ".".join(details["loc"][:2])
         index = details["loc"][2:3]
         item = f"item {index[0] + 1} " if index else ""
-        self._refuse(self._origin(key), key, f"{item}{requirement(details)}, not {_shown(details['input'])}")
+        problem = f"{item}{requirement(details)}"
+        if key in self.given:
+            self._refuse(self._origin(key), key, f"{problem}, not {_shown(details['input'])}")
+        else:
+            self._refuse(self._origin(ASKED_FOR_BY.get(key, key)), key, problem)
 
     def _origin(self, key: str) -> str:
         given = self.given.get(key)
@@ -318,6 +320,8 @@ def _shown(value: object) -> str:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, bool | int | float):
         return toml_text(value)
+    if isinstance(value, list | tuple) and not value:
+        return "[]"
     return f"a {_KINDS.get(type(value), type(value).__name__)}"
 
 

@@ -127,8 +127,8 @@ class Console:
 
     def examine(self, serial: int) -> None:
         """Have the threads of a worker that does not answer by itself written to the log."""
-        self._examined_slots[serial] = self._pool.workers[serial].slot  # it may be buried when its answer comes
-        self._inquiry.examine(serial, time.monotonic())
+        if self._inquiry.examine(serial, time.monotonic()):
+            self._examined_slots[serial] = self._pool.workers[serial].slot  # it may be buried when its answer comes
 
     def last_words(self, serial: int) -> str:
         """The stack that a worker left which has crashed, or nothing."""
@@ -245,7 +245,7 @@ def control_socket(
     path = Path(configured) if configured else rendezvous.default_path(name, environ, os.geteuid())
     options = Options(backlog=CONTROL_BACKLOG, unix_mode=mode, owner=owner)
     control = ControlSocket(
-        find(_control_key(configured, name), options) or _bound(path, options, is_default=not configured), name
+        find(_control_key(configured, name), options) or _bound(path, options, is_default=not configured)
     )
     try:
         yield control

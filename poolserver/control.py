@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from poolserver.commands import CONTROL_COMMANDS
-from poolserver.events import Asked, Event
+from poolserver.events import Asked, AskerLeft, Event
 from poolserver.listener import Listener
 
 _log = logging.getLogger("poolserver")
@@ -78,16 +78,16 @@ class ControlSocket:
     Only root and the user that the server runs as are answered. Source: unix(7), SO_PEERCRED.
     """
 
-    def __init__(self, listener: Listener | None, name: str) -> None:
+    def __init__(self, listener: Listener | None) -> None:
         self.listener = listener
-        self._questions: dict[str, Question] = {"who": lambda _asker: {"name": name, "pid": os.getpid()}}
+        self._questions: dict[str, Question] = {}
         self._clients: dict[int, _Client] = {}
         self._next_asker = 1
         self._paused_until = 0.0
 
     def serve(self, questions: Mapping[str, Question]) -> None:
-        """Answer these questions, too. All other words are commands, which become events."""
-        self._questions |= questions
+        """Answer these questions. All other words are commands, which become events."""
+        self._questions = dict(questions)
 
     def interests(self) -> dict[int, int]:
         """What to poll: descriptors, and for which events."""
@@ -198,7 +198,8 @@ class ControlSocket:
         if client.unsent:
             self._send(asker, client, now)
         elif client.is_waiting:
-            self._drop(asker)  # polled for hang-ups alone: it has left, and its command goes on
+            self._drop(asker)  # polled for hang-ups alone
+            return [AskerLeft(asker)]
         elif not (client.has_request or client.receive()):
             self._drop(asker)
         elif len(client.received) > MAX_REQUEST_BYTES:

@@ -128,6 +128,13 @@ class Asked:
     number: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class AskerLeft:
+    """An operator waits no longer for what was asked, which goes on."""
+
+    asker: int
+
+
 NOBODY = -1
 """The asker of a command that came by signal. Others count from 0."""
 
@@ -147,6 +154,7 @@ Event = (
     | PredecessorIs
     | Command
     | Asked
+    | AskerLeft
     | None
 )
 """None: only time has passed. A bare Command came by signal: nobody waits for an answer."""

@@ -167,7 +167,8 @@ class Fates(Roster):
         self.vacate(worker)
 
     def _boot_overdue(self, worker: Worker, _how: str, _reason: str) -> None:
-        worker.killed_for = f"was not accepting within timeouts.boot = {worker.policy.boot_timeout:g} s"
+        limit = f"timeouts.boot = {worker.policy.boot_timeout:g} s"
+        worker.killed_for = f"was not accepting within {limit} (poolserver check shows where an import waits)"
         self.kill(worker)
 
     def _drain_overdue(self, worker: Worker, _how: str, _reason: str) -> None:

@@ -289,4 +289,6 @@ def _is_missing(module_name: str, error: BaseException) -> bool:
 
 
 def _kind(attribute: Any) -> str:
-    return f"the class {attribute.__name__}" if isinstance(attribute, type) else f"a {type(attribute).__name__}"
+    name = type(attribute).__name__
+    article = "an" if name.startswith(tuple("aeiou")) else "a"
+    return f"the class {attribute.__name__}" if isinstance(attribute, type) else f"{article} {name}"

@@ -1,5 +1,6 @@
 """Who holds an address that cannot be bound: read from ``/proc``, for an error message that names the culprit."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -13,6 +14,8 @@ def who_holds(scheme: str, sockaddr: tuple[str, int] | str) -> str:
     pids = _pids_with(inodes)
     if not pids:
         return "; another process holds it (see `ss -lnptux`)"
+    if os.getpid() in pids:
+        return "; this very process has it, for another URL of its configuration"
     first, others = pids[0], len(pids) - 1
     more = f" and {others} more" if others else ""
     return f"; held by pid {first} ({_command(first)}){more}"

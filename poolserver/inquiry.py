@@ -30,6 +30,8 @@ class _Sheet:
 
     fd: int
     received: bytes = b""
+    is_read: bool = False
+    """Its worker is dead, and was asked for its last words."""
 
     @property
     def is_complete(self) -> bool:
@@ -88,19 +90,24 @@ class Inquiry:
             sheet.received = b""
             self.send(serial, stacks.ASK)
 
-    def examine(self, serial: int, now: float) -> None:
-        """Force one worker to tell: it does not answer by itself. One that is stopped will not either."""
-        if (sheet := self._sheets.get(serial)) is not None:
-            sheet.read()
-            sheet.received = b""
-            self._examined[serial] = now + FORCED_PATIENCE
-            self.send(serial, stacks.FORCE)
+    def examine(self, serial: int, now: float) -> bool:
+        """Force one worker to tell: it does not answer by itself. One that is stopped will not either. False: it has
+        closed its pipe, and will tell nothing."""
+        sheet = self._sheets.get(serial)
+        if sheet is None:
+            return False
+        sheet.read()
+        sheet.received = b""
+        self._examined[serial] = now + FORCED_PATIENCE
+        self.send(serial, stacks.FORCE)
+        return True
 
     def last_words(self, serial: int) -> str:
         """What faulthandler wrote when the worker crashed; empty if it did not. Asked once, of a dead worker."""
         sheet = self._sheets.get(serial)
         if sheet is not None:
             sheet.read()
+            sheet.is_read = True
         # its pipe may end before the process has: then it was put away
         text = sheet.text if sheet is not None else self._left.pop(serial, "")
         _, fatal, stack = text.partition(stacks.CRASH)
@@ -127,7 +134,7 @@ class Inquiry:
                 self.on_examined(serial, sheet.text)
             if is_gone:
                 os.close(self._sheets.pop(serial).fd)
-                if stacks.CRASH in sheet.text:
+                if stacks.CRASH in sheet.text and not sheet.is_read:
                     self._left[serial] = sheet.text
         waiting = [serial for serial, sheet in self._sheets.items() if not sheet.is_complete]
         if self._askers and (not waiting or now >= self._deadline):

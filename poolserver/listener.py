@@ -192,6 +192,10 @@ def bind(address: Address, options: Options) -> Listener:
         text = f"cannot bind {address.url}: {error.strerror or error}"
         if error.errno == errno.EADDRINUSE:
             text += who_holds(address.scheme, address.sockaddr)
+        if error.errno == errno.EADDRNOTAVAIL:
+            text += "; no interface of this machine has that address (see `ip address`)"
+        if error.errno == errno.ENOENT:
+            text += "; its folder has to be there already"
         if error.errno == errno.EACCES and not address.has_file:
             text += "; low ports are root's: start as root with server.user, or let systemd bind it (poolserver unit)"
         if error.errno == errno.EAFNOSUPPORT:
@@ -277,5 +281,6 @@ def _adopt_fd(fd: int, options: Options) -> Listener:
     try:
         sock = socket.socket(fileno=os.dup(fd))
     except (OSError, OverflowError) as error:
-        raise SystemRefusedError(f"cannot adopt fd://{fd}: {error}") from error
+        why = f"{error}; whoever starts this process has to leave it open"
+        raise SystemRefusedError(f"cannot adopt fd://{fd}: {why}") from error
     return adopt_passed(sock, f"fd://{fd}", options)

@@ -15,6 +15,7 @@ from poolserver.events import (
     Action,
     Announce,
     Asked,
+    AskerLeft,
     CloseDoor,
     Depart,
     Ending,
@@ -46,7 +47,6 @@ class Pool(Turnover):
 
     _ending: Finish = field(default_factory=lambda: Finish(Ending.ASKED))
     _scaling: Scaling | None = None
-    _stop_askers: list[int] = field(default_factory=list)
     _door_closes: float = math.inf
     """When a stop goes on from accepting (``timeouts.lame_duck``) to draining."""
     _successor: int = 0
@@ -106,6 +106,8 @@ class Pool(Turnover):
                 _COMMANDS[event](self, Asked(event, NOBODY))
             case Asked():
                 _COMMANDS[event.command](self, event)
+            case AskerLeft(asker):
+                self.forget(asker)
             case ListenerLost(serial, reason):
                 self.workers.pop(serial)
                 self._listener_lost(reason)
@@ -127,7 +129,7 @@ class Pool(Turnover):
     def _stop(self, asked: Asked) -> None:
         if self._is_not_ours(asked):
             return
-        self._stop_askers.append(asked.asker)
+        self._stop_askers.add(asked.asker)
         if not self.is_leaving:
             self._give_up_waiting()
             self._stage = PoolState.DRAINING
@@ -152,7 +154,7 @@ class Pool(Turnover):
     def _stop_now(self, asked: Asked) -> None:
         if self._is_not_ours(asked):
             return
-        self._stop_askers.append(asked.asker)
+        self._stop_askers.add(asked.asker)
         if self._stage is not PoolState.STOPPING:
             self._give_up_waiting()
             self._stage = PoolState.STOPPING
@@ -331,7 +333,7 @@ class Pool(Turnover):
         if hopeless or (self.is_leaving and self._door_closes == math.inf):
             self._give_up_waiting()
             self._stage = PoolState.STOPPED
-            for asker in self._stop_askers:
+            for asker in sorted(self._stop_askers):
                 self.answer(asker)
             self._actions.append(self._boot_failure if hopeless else self._ending)
 

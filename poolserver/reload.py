@@ -70,12 +70,19 @@ class Reload:
 
     def ask(self, asker: int, now: float) -> None:
         """One more request. Those that come during a reload, or while one is due, are one reload."""
-        if not (self.is_running or self._waiting):
+        if not self.is_running and self._due == math.inf:
             self._due = now
         else:
             self._due = now + QUIET_INTERVAL
             self._latest = min(self._latest, now + LONGEST_WAIT)
-        self._waiting.append(asker)
+        if asker != NOBODY:
+            self._waiting.append(asker)
+
+    def forget(self, asker: int) -> None:
+        """It waits no longer; the reload that it asked for goes on, or begins as it would have."""
+        for askers in (self._askers, self._waiting):
+            if asker in askers:
+                askers.remove(asker)
 
     def begin(self) -> None:
         """For everybody who has asked so far."""
@@ -96,7 +103,7 @@ class Reload:
         """It has succeeded, or failed for that reason: say so, to the log and to all who asked."""
         text, _, details = failure.partition("\n")
         say = Say("ERROR", text, details) if failure else Say("INFO", "reload done")
-        answers: list[Action] = [Answer(asker, not failure, failure) for asker in self._askers if asker != NOBODY]
+        answers: list[Action] = [Answer(asker, not failure, failure) for asker in self._askers]
         self.reloads += not failure
         self.reloads_failed += bool(failure)
         self.last = Attempt(not failure, failure, now)
@@ -108,5 +115,4 @@ class Reload:
         self._askers += self._waiting
         self._waiting = []
         self._due = self._latest = math.inf
-        is_awaited = self.is_running or any(asker != NOBODY for asker in self._askers)
-        return self.end(now, reason) if is_awaited else []
+        return self.end(now, reason) if self.is_running or self._askers else []

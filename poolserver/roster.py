@@ -38,6 +38,7 @@ class Roster:
     reload: Reload = field(default_factory=Reload)
     upgrade: Upgrade = field(default_factory=Upgrade)
     _stage: PoolState = PoolState.STARTING
+    _stop_askers: set[int] = field(default_factory=set)
     _next_serial: int = 1
     _recent: collections.deque[float] = field(default_factory=lambda: collections.deque(maxlen=RESPAWNS_PER_SECOND))
     _now: float = 0.0
@@ -177,6 +178,11 @@ class Roster:
     def refuse(self, asked: Asked, reason: str) -> None:
         self.say("WARNING", reason)
         self.answer(asked.asker, reason)
+
+    def forget(self, asker: int) -> None:
+        """It has left. Those who come, ask and leave while a stop or a reload takes its time would become many."""
+        self._stop_askers.discard(asker)
+        self.reload.forget(asker)
 
     def say(self, level: str, text: str, details: str = "") -> None:
         self._actions.append(Say(level, text, details))

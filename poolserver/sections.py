@@ -6,10 +6,11 @@ these models.
 """
 
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from poolserver.admission import most_burst, parse_rate
@@ -19,14 +20,15 @@ from poolserver.values import (
     MAX_BAN_AFTER,
     MAX_HEAD,
     MAX_PARKED,
+    MAX_SHOWN_CHARS,
     MAX_SOCKET_BUFFER,
     NAME,
     AnchoredPath,
     Duration,
-    FilledPath,
+    Folders,
     Fraction,
     Mode,
-    Network,
+    NetworkList,
     OctalMode,
     Rate,
     Refusal,
@@ -37,6 +39,7 @@ from poolserver.values import (
     Urls,
     WorkerCount,
     available_cores,
+    from_text,
 )
 
 # What pydantic's error types mean, in the words of this project. One that is missing here is still
@@ -44,14 +47,14 @@ from poolserver.values import (
 _REQUIREMENTS = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
-    "string_type": "must be text",
+    "string_type": "must be text{such}",
     "string_unicode": "must be UTF-8 text",
-    "tuple_type": 'must be a list such as ["a", "b"]',
+    "tuple_type": "must be a list{such}",
     "literal_error": "must be one of {expected}",
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
-    "string_too_short": "must not be empty",
+    "string_too_short": "must not be empty{want}",
     "value_error": "{error}",
 }
 
@@ -73,7 +76,7 @@ class Server(Section):
     bind: Urls = ("tcp://127.0.0.1:20000",)
     name: ServiceName = ""
     # Its default is a path too, so it is anchored like a given one.
-    pythonpath: Annotated[tuple[FilledPath, ...], Strict(False)] = Field(default=(".",), validate_default=True)
+    pythonpath: Folders = Field(default=(".",), validate_default=True)
     preload: bool = False
     user: Text = ""
     group: Text = ""
@@ -170,9 +173,9 @@ class Limits(Section):
     rate_per_source: Rate = ""
     # After rate_per_source, which its validator looks at.
     burst: Annotated[int, Field(ge=0)] = 0
-    allow: Annotated[tuple[Network, ...], Strict(False)] = ()
-    deny: Annotated[tuple[Network, ...], Strict(False)] = ()
-    exempt: Annotated[tuple[Network, ...], Strict(False)] = ()
+    allow: NetworkList = ()
+    deny: NetworkList = ()
+    exempt: NetworkList = ()
     ban_after: Annotated[int, Field(ge=0, le=MAX_BAN_AFTER)] = 0
     ban_for: Annotated[Duration, Field(gt=0)] = 60.0
     refuse_with: Refusal = "rst"
@@ -223,7 +226,7 @@ class ProxyProtocol(Section):
 
     mode: Literal["off", "v1", "v2", "any"] = "off"
     # After mode, which its validator looks at.
-    trusted: Annotated[tuple[Network, ...], Strict(False)] = Field(default=(), validate_default=True)
+    trusted: NetworkList = Field(default=(), validate_default=True)
     timeout: Annotated[Duration, Field(gt=0)] = 5.0
 
     @field_validator("trusted")
@@ -231,7 +234,10 @@ class ProxyProtocol(Section):
     def _names_somebody(cls, trusted: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         """Refuse a mode without anybody to trust: all would be refused."""
         if not trusted and info.data.get("mode", "off") != "off":
-            raise ValueError(f'must name the proxies\' networks with proxy_protocol.mode = "{info.data["mode"]}"')
+            raise ValueError(
+                'must name the proxies\' networks, such as ["192.0.2.0/24"], with proxy_protocol.mode = '
+                f'"{info.data["mode"]}"'
+            )
         return trusted
 
 
@@ -288,6 +294,10 @@ SECTIONS: Mapping[str, Mapping[str, FieldInfo]] = {
 """Every known key, by section, in the order in which ``poolserver check`` prints them."""
 
 
+ASKED_FOR_BY: Mapping[str, str] = {"proxy_protocol.trusted": "proxy_protocol.mode"}
+"""Keys that must be given because of another's value: who looks for a missing one is to be sent there."""
+
+
 def json_schema() -> dict[str, Any]:
     """What TOML may say, as JSON Schema: for editors. Rules between two keys are beyond it."""
     schema = Config.model_json_schema()
@@ -324,4 +334,17 @@ def _remedy(near: list[str], known: list[str]) -> str:
 def requirement(details: Mapping[str, Any]) -> str:
     """Say what a value must be."""
     template = _REQUIREMENTS.get(details["type"])
-    return template.format(**details.get("ctx", {})) if template else f"cannot be used ({details['msg']})"
+    if not template:
+        return f"cannot be used ({details['msg']})"
+    example = _example(details["input"], *details["loc"])
+    such, want = (f" such as {example}", f"; want one such as {example}") if example else ("", "")
+    return template.format(such=such, want=want, **details.get("ctx", {}))
+
+
+def _example(value: object, section: str, key: str, *index: int) -> str:
+    """What a list, or one item of it, may look like: of the items that somebody gave as text. Empty for other keys."""
+    (example,) = SECTIONS[section][key].examples or [()]
+    if example and not index and isinstance(value, str) and len(value) <= MAX_SHOWN_CHARS:
+        items = from_text(tuple[str], value)
+        example = items if isinstance(items, tuple) and items else example
+    return json.dumps(example[0] if index else example, ensure_ascii=False) if example else ""

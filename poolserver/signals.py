@@ -109,6 +109,28 @@ def take(inbox: Inbox[T], meanings: Mapping[int, T | None]) -> int:
     return previous_fd
 
 
+@contextlib.contextmanager
+def limited(seconds: float, text: str) -> Iterator[None]:
+    """Raise TimeoutError in the block when it has taken so many seconds; not while a C call holds the interpreter, nor
+    outside the main thread. Source: setitimer(2)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_alarm(_signum: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(text)
+
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if previous is None else previous)
+
+
 def call_on(signum: int, call: Callable[[FrameType | None], None]) -> None:
     """Call ``call`` at this signal, for good, with the frame that it interrupts."""
     signal.signal(signum, lambda _signum, frame: call(frame))

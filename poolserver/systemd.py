@@ -101,7 +101,8 @@ class Passed:
         there = ", ".join(self.left()) or "nothing"
         found = self._take(lambda name: name == wanted if wanted else not name.startswith(STORED))
         if not found:
-            raise SystemRefusedError(f"cannot adopt {address.url}: systemd passed {there}")
+            remedy = "a socket unit has it do so (see `poolserver unit`)"
+            raise SystemRefusedError(f"cannot adopt {address.url}: systemd passed {there}; {remedy}")
         return [Adopted(address, each, is_stored=False) for each in found]
 
     def _take(self, is_wanted: Callable[[str], bool]) -> list[socket.socket]:

@@ -37,6 +37,8 @@ MAX_PARKED = 2**20
 # A strike word of the table of sources has 20 bits for the count.
 MAX_BAN_AFTER = 1_000_000
 
+# Characters of a refused value or key that are repeated in its message.
+MAX_SHOWN_CHARS = 80
 # Connections. Older kernels keep a queue's length in 16 bits, where 65,536 would become 0.
 MAX_BACKLOG = 65_535
 
@@ -78,7 +80,7 @@ def _sound(text: str) -> str:
 def _filled(items: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse an empty list. pydantic's own min_length would count only the items that are right."""
     if not items:
-        raise ValueError("must not be empty")
+        raise ValueError('must name at least one address, such as ["tcp://127.0.0.1:20000"]')
     return items
 
 
@@ -241,4 +243,9 @@ WorkerCount = Annotated[
     BeforeValidator(_workers, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_WORKERS)] | Literal["auto"]),
 ]
 SwitchOrPath = Annotated[bool | str, BeforeValidator(_switch_or_path, json_schema_input_type=bool | str)]
-Urls = Annotated[tuple[FilledText, ...], Strict(False), AfterValidator(_filled)]
+# Each list has an example, for the messages about what is none, and for the JSON Schema.
+Urls = Annotated[
+    tuple[FilledText, ...], Strict(False), AfterValidator(_filled), Field(examples=[["tcp://127.0.0.1:20000"]])
+]
+Folders = Annotated[tuple[FilledPath, ...], Strict(False), Field(examples=[["."]])]
+NetworkList = Annotated[tuple[Network, ...], Strict(False), Field(examples=[["192.0.2.0/24", "2001:db8::/32"]])]

@@ -4,7 +4,6 @@ Runs in the forked process, from ``Worker.run`` to ``os._exit`` in ``process.py`
 """
 
 import ctypes
-import fcntl
 import logging
 import os
 import select
@@ -38,9 +37,9 @@ BURIAL_TIMEOUT = 1.0
 """Seconds for the kernel to close a dead master's files; it needs milliseconds."""
 
 _LAST_BELL = signal.SIGTRAP
-"""What the kernel sends when the master is dead. Its handler is alarm(2) itself, which takes the signal's number for
-seconds: 5 after it SIGALRM ends this process, though every thread hangs and one holds the interpreter's lock. No
-handler in Python would run then. Source: signal-safety(7); fcntl(2) F_SETSIG; Linux, pipe_release."""
+"""What the kernel sends, once, when the master dies while we serve. Its handler is alarm(2) itself, which takes the
+signal's number for seconds: 5 after it SIGALRM ends this process, though every thread hangs and one holds the
+interpreter's lock. No handler in Python would run then. Source: signal-safety(7); prctl(2) PR_SET_PDEATHSIG."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -127,6 +126,7 @@ class Worker:
         if self._seat.is_canary and not self._may_go():
             self._generation.leave()
             return 0
+        self._set_last_bell()
         try:
             self._crew.start(lambda: self._report(process.READY))
         except ConfigError as error:
@@ -211,26 +211,25 @@ class Worker:
                 listener.socket.close()
 
     def _follow_the_master(self) -> None:
-        """Have the kernel tell us when it dies, beside the lifeline; it may have died before we asked.
+        """Have the kernel end us when it dies, until the lifeline is watched; it may have died before we asked.
 
         Source: prctl(2).
         """
+        signals.default(signal.SIGALRM)  # before the user's module, which may have a use for it
+        _signal(int(_LAST_BELL), _alarm)
         _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-        self._set_last_bell()
         if self._is_master_dead():
             os._exit(0)
 
     def _set_last_bell(self) -> None:
-        signals.default(signal.SIGALRM)
-        _signal(int(_LAST_BELL), _alarm)
-        try:
-            # An open file of its own: signals of one that is shared with the siblings would go to the last of them.
-            bell = os.open(f"/proc/self/fd/{self._seat.lifeline_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return  # no /proc here: a worker that hangs in C then stays until it is found
-        fcntl.fcntl(bell, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(bell, fcntl.F_SETSIG, int(_LAST_BELL))
-        fcntl.fcntl(bell, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+        """The lifeline is about to be watched; what is left to the kernel is the end of those that cannot look at it.
+
+        A signal of the lifeline itself (O_ASYNC) would come again with the end of each sibling, and start the seconds
+        anew. Source: Linux, pipe_release.
+        """
+        _prctl(_PR_SET_PDEATHSIG, int(_LAST_BELL), 0, 0, 0)
+        if self._is_master_dead():
+            signal.raise_signal(_LAST_BELL)
 
     def _is_master_dead(self) -> bool:
         poller = select.poll()

@@ -101,8 +101,13 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -113,7 +118,7 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def imports(path: Path) -> Iterator[tuple[str, ast.AST]]:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -128,18 +133,19 @@ def own_imports(path: Path) -> set[str]:
     return {name for name in names if (PACKAGE / f"{name}.py").exists()}
 
 
-def is_type_checking_only(path: Path, node: ast.AST) -> bool:
+@functools.cache
+def type_checking_nodes(path: Path) -> frozenset[int]:
     blocks = [
-        block
-        for block in ast.walk(tree(path))
-        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        node
+        for node in nodes(path)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     ]
-    return any(node in ast.walk(block) for block in blocks)
+    return frozenset(id(inner) for block in blocks for inner in ast.walk(block))
 
 
 def uses(path: Path) -> Iterator[str]:
     """Dotted names as written in executable code: ``os.fork``, ``print``. ``from os import fork`` counts too."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if is_annotation_or_check(path, node):
             continue
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -154,7 +160,7 @@ def uses(path: Path) -> Iterator[str]:
 def quiet_nodes(path: Path) -> frozenset[int]:
     """Nodes that only name a class: annotations, bases, isinstance checks, calls of its methods on an instance."""
     quiet: set[int] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         parts: list[ast.AST | None] = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             parts = [node.returns, *(arg.annotation for arg in ast.walk(node.args) if isinstance(arg, ast.arg))]
@@ -202,7 +208,7 @@ def test_each_power_is_used_at_home(path: Path) -> None:
     """fork, kill, wait, signal handlers, environment, sockets, titles, threads, printing: one home each."""
     used = set(uses(path))
     assert not {power for power, homes in HOMES.items() if power in used and path.stem not in homes}
-    modules = {name.partition(".")[0] for name, node in imports(path) if not is_type_checking_only(path, node)}
+    modules = {name.partition(".")[0] for name, node in imports(path) if id(node) not in type_checking_nodes(path)}
     assert not {name for name, homes in IMPORT_HOMES.items() if name in modules and path.stem not in homes}
 
 
@@ -264,7 +270,7 @@ def test_public_names_have_docstrings(path: Path) -> None:
 def test_dropped_exceptions_have_a_reason(path: Path) -> None:
     """``except …: pass`` only with a comment beside it."""
     lines = path.read_text().splitlines()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.ExceptHandler) and len(node.body) == 1 and isinstance(node.body[0], ast.Pass):
             assert "#" in lines[node.body[0].lineno - 1], f"{path.name}:{node.lineno}"
 

@@ -1,6 +1,5 @@
 """One set of behaviours × {PreFork, PreThread, daemon}: ``serve`` starts each kind with the same words."""
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +7,6 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-DAEMON_TESTS = HERE.parent / "daemon"
-
-sys.path.insert(0, str(DAEMON_TESTS))  # clients.py, for this folder too
-
-# by its path: "conftest" is the name of every folder's
-_spec = importlib.util.spec_from_file_location("daemon_conftest", DAEMON_TESTS / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-daemon_conftest = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(daemon_conftest)
-
-daemon = daemon_conftest.daemon
 
 PROGRAMS = {
     "prefork": [sys.executable, str(HERE / "library.py"), "prefork"],

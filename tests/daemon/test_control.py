@@ -207,11 +207,11 @@ class TestCommands:
             ready = [worker for worker in served.status()["workers"] if worker["state"] == "ready"]
             assert len(ready) == count
 
-    @pytest.mark.parametrize("count", ["0", "-1", "x", ""])
-    def test_scale_to_no_number_of_workers_is_a_wrong_command_line(self, daemon, count):
+    def test_scale_to_no_number_of_workers_is_a_wrong_command_line(self, daemon):
         """2, as for any."""
         served = daemon("handlers:LineHandler", workers=1)
-        assert served.cli("scale", "--", count).returncode == 2
+        for count in ("0", "-1", "x", ""):
+            assert served.cli("scale", "--", count).returncode == 2
 
     def test_reopen_reopens(self, daemon, tmp_path):
         """The log goes on in the new file."""

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import re
-from signal import SIGCONT, SIGKILL, SIGSTOP
+from signal import SIGCONT, SIGSTOP
 
 import measures
 import proc
 import pytest
-from clients import Storm, ask, connect, own_port, read_line, wait_for
+from clients import Storm, ask, connect, read_line, wait_for
 from test_deadlines import spoken
 from test_lifecycle import wait_logged
 from test_reload import echo_order
@@ -149,19 +149,3 @@ class TestCrash:
             r'(\n  .*)*File ".*fork_handlers.py", line \d+ in segfault_'
         )
         wait_for(lambda: told.search(served.log()), 20, "the line, and its stack")
-
-
-class TestOrphan:
-    @pytest.mark.parametrize("orders", ["hang", "spin", "freeze 60"])
-    def test_hung_worker_does_not_outlive_its_master_by_long(self, daemon, orders):
-        """Six seconds, also where a C call holds the interpreter's lock; the address is free at once."""
-        url = f"tcp://127.0.0.1:{own_port()}"
-        served = daemon("fork_handlers:FatalHandler", bind=url, workers=2)
-        with connect(served) as client:
-            client.sendall(f"{orders}\n".encode())
-            if not orders.startswith("freeze"):
-                assert read_line(client)
-            served.signal(SIGKILL)
-            assert served.wait_gone(6 + 6) == []  # as many for a busy machine
-        again = daemon("handlers:LineHandler", bind=url)
-        assert ask(again, b"hello\n") == b"hello\n"

@@ -1,5 +1,6 @@
 """timeouts.idle and slow peers (S15, S17): what cuts, what does not, and what is counted as what."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -58,15 +59,16 @@ def test_client_that_reads_nothing_is_cut_counted_and_said_in_a_line(daemon, tmp
     assert "Traceback" not in served.log()
 
 
-@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "unix:{}/s.sock"], ids=["tcp", "unix"])
 @pytest.mark.parametrize("handler", ["handlers:OrderHandler", "attack_handlers:ReadsRaw"])
-def test_client_that_says_nothing_is_counted_as_timed_out(daemon, tmp_path, bind, handler):
-    """S15: whether the handler saw the end of its input or an OSError."""
-    served = daemon(handler, *IDLE, bind=bind.format(tmp_path), workers=1, threads=2)
-    with connect(served) as one, connect(served) as other:
-        assert one.recv(1) == other.recv(1) == b""
+def test_client_that_says_nothing_is_counted_as_timed_out(daemon, tmp_path, handler):
+    """S15: over TCP and a Unix socket, whether the handler saw the end of its input or an OSError."""
+    bind = ["tcp://127.0.0.1:0", f"unix:{tmp_path}/s.sock"]
+    served = daemon(handler, *IDLE, bind=bind, workers=1, threads=4)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(served, index)) for index in (0, 0, 1, 1)]
+        assert [client.recv(1) for client in clients] == [b""] * 4
     counted = stopped(served)
-    assert counted["timeout_idle"] == counted["accepted"] == 2
+    assert counted["timeout_idle"] == counted["accepted"] == 4
     assert "Traceback" not in served.log()
 
 

@@ -16,7 +16,7 @@ from signal import SIGTERM
 
 import pytest
 from clients import ask, connect, own_port, read_line, wait_for
-from conftest import Daemon, environment
+from daemons import Daemon, environment
 from pages import DOCS, PAGES, blocks, commands, typed, write_files
 
 HELLO = {b"hello world\n", b"good day, world\n"}

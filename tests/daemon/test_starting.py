@@ -33,7 +33,9 @@ class TestExitCodes:
         """A folder that is not there."""
         served = daemon("handlers:LineHandler", bind=f"unix:{tmp_path}/none/socket", ready=False)
         assert served.wait() == 71
-        assert served.log().startswith(f"poolserver: cannot bind unix:{tmp_path}/none/socket: ")
+        assert served.log().startswith(
+            f"poolserver: cannot bind unix:{tmp_path}/none/socket: No such file or directory;"
+        )
 
     def test_unknown_key_is_78(self, daemon):
         """The configuration cannot be used."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clients import own_port
-from conftest import environment
+from daemons import environment
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from poolserver.address import parse
 from poolserver.errors import ConfigError
+from poolserver.holders import who_holds
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,9 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
     for scheme in ("unix:", "unixgram:", "fd://", "tcp://127.0.0.1:"):
         with contextlib.suppress(ConfigError):
             parse(scheme + text)
+
+
+def test_holder_of_an_address_may_be_this_very_process() -> None:
+    """A URL that is given twice is nobody else's fault."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert "this very process" in who_holds("tcp", listener.getsockname())

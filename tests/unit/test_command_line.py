@@ -29,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "helloworld.py").write_text(HELLO)
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "failing.py").write_text("1 / 0\n")
+    (tmp_path / "serving.py").write_text("import threading\nthreading.Event().wait()\n")
     (tmp_path / "bad.toml").write_text("[server\n")
     (tmp_path / "proxied.toml").write_text('[proxy_protocol]\nmode = "v1"\n')
     monkeypatch.chdir(tmp_path)
@@ -68,6 +69,11 @@ def typed(words: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
         ("status -c .", 78, "poolserver: .: cannot be read: Is a directory"),
         ("check -c bad.toml", 78, "poolserver: bad.toml:1: not valid TOML: "),
         ("check a:b -c proxied.toml", 78, "proxy_protocol.trusted: must name the proxies' networks"),
+        ("check helloworld:Hello -b 20000", 78, "'20000' is not an address (did you mean \"tcp://127.0.0.1:20000\"?)"),
+        ("check helloworld:Hello -b localhost:80", 78, '(did you mean "tcp://localhost:80"?)'),
+        ("check helloworld:Hello -b http://[::1]:80/", 78, '(did you mean "tcp://[::1]:80"?)'),
+        ("check helloworld:Hello -b /tmp/s", 78, '(did you mean "unix:/tmp/s"?)'),
+        ("check helloworld:Hello -b tpc://x", 78, "is not an address (known: tcp://HOST:PORT, "),
         ("check helloworld", 78, "server.handler: 'helloworld' is not of the form \"package.module:attribute\""),
         ("check helloworld.Hello", 78, '"package.module:attribute" (did you mean "helloworld:Hello"?)'),
         ("check ./helloworld:Hello", 78, '"package.module:attribute" (did you mean "helloworld:Hello"?)'),
@@ -94,13 +100,14 @@ def test_mistake_is_answered_with_a_line(
     [
         ("broken", ["    def f(:", "          ^", "SyntaxError: invalid syntax"]),
         ("failing", ["Traceback (most recent call last):", "    1 / 0", "ZeroDivisionError: division by zero"]),
+        ("serving", ["    threading.Event().wait()", "TimeoutError: has not ended within timeouts.boot = 0.2 s"]),
     ],
 )
 def test_traceback_of_a_handler_begins_in_its_own_code(
     module: str, lines: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Below the line that names the cause; how it came to be imported is of no interest."""
-    assert typed(f"check {module}:Handler", monkeypatch) == 78
+    assert typed(f"check {module}:Handler --set timeouts.boot=200ms", monkeypatch) == 78
     error = capsys.readouterr().err.splitlines()
     assert error[0].startswith(f"poolserver: server.handler: cannot import {module}: ")
     assert set(lines) <= set(error)

@@ -19,7 +19,7 @@ from poolserver.commands import Command
 from poolserver.console import control_socket
 from poolserver.control import MAX_CLIENTS, MAX_REQUEST_BYTES, PATIENCE, ControlSocket, parse
 from poolserver.errors import SystemRefusedError
-from poolserver.events import Asked, Event
+from poolserver.events import Asked, AskerLeft, Event
 
 BIG = "x" * 4_000_000
 """More than a Unix socket's buffer holds."""
@@ -34,7 +34,7 @@ class Served:
         self.now = 1000.0
         self.clients: list[socket.socket] = []
         self.asked = 0
-        control.serve({"big": self._big, "later": lambda _asker: None})
+        control.serve({"who": lambda _asker: {"name": "service"}, "big": self._big, "later": lambda _asker: None})
 
     def _big(self, _asker: int) -> dict[str, str]:
         self.asked += 1
@@ -102,7 +102,7 @@ def is_closed(sock: socket.socket) -> bool:
 def test_question_is_answered_and_the_next_too(served: Served) -> None:
     """One connection may ask again and again."""
     sock = served.client(b'{"command":"who"}\n')
-    assert served.reply(sock) == {"ok": True, "reason": "", "name": "service", "pid": os.getpid()}
+    assert served.reply(sock) == {"ok": True, "reason": "", "name": "service"}
     sock.sendall(b'{"command":"who"}\n')
     assert served.reply(sock)["ok"]
 
@@ -220,6 +220,15 @@ def test_newcomer_is_refused_while_all_wait_for_the_pool(served: Served) -> None
         served.client(b'{"command":"reload"}\n')
     assert len(served.turns()) == MAX_CLIENTS
     assert "waiting" in served.reply(served.client())["reason"]
+
+
+def test_pool_is_told_who_left_unanswered(served: Served) -> None:
+    """Or it would remember all who ever gave up."""
+    sock = served.client(b'{"command":"stop"}\n')
+    (asked,) = served.turns()
+    assert isinstance(asked, Asked)
+    sock.close()
+    assert served.turns() == [AskerLeft(asked.asker)]
 
 
 @given(line=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))

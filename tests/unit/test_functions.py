@@ -96,7 +96,7 @@ def generator(sock: object, address: object) -> Any:
         (Demanding, "cannot be called as Demanding(): missing a required argument: 'much'"),
         (asyncio.SubprocessProtocol, "is the class SubprocessProtocol; want"),
         (socket.socket, "is the class socket; want a subclass of socketserver.BaseRequestHandler, a plain function"),
-        (42, "is a int; want"),
+        (42, "is an int; want"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(attribute: Any, words: str) -> None:

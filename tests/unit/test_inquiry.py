@@ -102,6 +102,28 @@ def test_worker_that_died_is_not_waited_for(asked: Asked) -> None:
     assert len(asked.inquiry.interests()) == 1
 
 
+@pytest.mark.parametrize("is_buried_first", [True, False])
+def test_last_words_are_told_once_and_then_forgotten(asked: Asked, is_buried_first: bool) -> None:
+    """Whichever end is seen first, of the process or of its pipe: clients that crash workers fill nobody's memory."""
+    os.write(asked.pipes[1], f"{stacks.CRASH}: Segmentation fault\n".encode())
+    asked.leave(1)
+    if not is_buried_first:
+        asked.turn(0.0)  # takes the text
+        asked.turn(0.0)  # sees the end
+    assert asked.inquiry.last_words(1).startswith(stacks.CRASH)
+    asked.turn(0.0)
+    assert asked.inquiry.last_words(1) == ""
+
+
+def test_worker_without_its_pipe_is_not_examined(asked: Asked) -> None:
+    """A handler may have closed it; nobody waits for an answer then."""
+    asked.leave(1)
+    asked.turn(0.0)
+    assert not asked.inquiry.examine(1, 0.0)
+    assert asked.inquiry.examine(2, 0.0)
+    assert asked.sent == [(2, stacks.FORCE)]
+
+
 def test_flood_is_bounded(asked: Asked) -> None:
     """More than an answer may have is not read."""
     asked.inquiry.begin(5, 0.0)

@@ -11,6 +11,7 @@ from poolserver.events import (
     Announce,
     Answer,
     Asked,
+    AskerLeft,
     CloseDoor,
     Commit,
     Depart,
@@ -388,6 +389,17 @@ class TestAnswers:
         (serial,) = driver.pool.workers
         told = answers(driver.step(WorkerExited(serial, "exited with code 0")))
         assert told == [Answer(1, ok=True), Answer(2, ok=True)]
+
+    def test_who_has_left_is_forgotten(self) -> None:
+        """A script that asks, gives up and asks again, as long as a drain takes, does not fill the master's memory."""
+        driver = Driver(1).started()
+        (serial,) = driver.pool.workers
+        for asker in range(100):
+            driver.step(Asked(Command.STOP if asker % 2 else Command.STOP_NOW, asker))
+            driver.step(AskerLeft(asker))
+            driver.step(Command.STOP)
+        driver.step(Asked(Command.STOP, 200))
+        assert answers(driver.step(WorkerExited(serial, "exited with code 0"))) == [Answer(200, ok=True)]
 
     def test_scale_up_is_answered_when_that_many_accept(self) -> None:
         """A fork is no worker yet."""
@@ -800,6 +812,20 @@ class TestReload:
         assert Prepare() in driver.step(after=QUIET_INTERVAL)
         driver.committed()
         assert [told.asker for told in answers(driver.roll())] == list(range(20, 40))
+
+    def test_who_has_left_is_forgotten_and_the_reload_goes_on(self) -> None:
+        """The one that runs, and the one that comes after it, which begins no sooner than it would have."""
+        driver = Reloader(1)
+        for asker in range(20, 40):
+            driver.step(Asked(Command.RELOAD, asker))
+            driver.step(AskerLeft(asker))
+        driver.step(AskerLeft(ASKER))
+        driver.committed()
+        assert answers(driver.roll()) == []
+        assert Prepare() not in driver.step(Asked(Command.RELOAD, 40))
+        assert Prepare() in driver.step(after=QUIET_INTERVAL)
+        driver.committed()
+        assert [told.asker for told in answers(driver.roll())] == [40]
 
     def test_storm_of_requests_is_three_generations(self) -> None:
         """A thousand HUPs within a second, however quick a reload is."""

@@ -12,6 +12,7 @@ from poolserver.events import (
     Action,
     Answer,
     Asked,
+    AskerLeft,
     Commit,
     Depart,
     EndSuccessor,
@@ -59,6 +60,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.alive: set[int] = set()
         self.finished = False
         self.askers: set[int] = set()
+        self.left: set[int] = set()
         self.next_asker = 0
         self.apply(None)
 
@@ -85,7 +87,7 @@ class PoolMachine(RuleBasedStateMachine):
         elif isinstance(action, Send):
             assert action.serial in self.alive, "only living workers are signalled"
         elif isinstance(action, Answer):
-            self.askers.remove(action.asker)  # once each
+            (self.left if action.asker in self.left else self.askers).remove(action.asker)  # once each
         elif isinstance(action, Commit | Abandon):
             assert self.is_prepared, "once for each preparation, one or the other"
             self.is_prepared = False
@@ -199,6 +201,15 @@ class PoolMachine(RuleBasedStateMachine):
             self.askers.add(self.next_asker)
             self.next_asker += 1
             self.apply(Asked(command, self.next_asker - 1, number))
+
+    @precondition(lambda self: self.askers)
+    @rule(data=st.data())
+    def asker_leaves(self, data: st.DataObject) -> None:
+        """What it asked for goes on; an answer that is under way all the same finds nobody."""
+        asker = data.draw(st.sampled_from(sorted(self.askers)))
+        self.askers.discard(asker)
+        self.left.add(asker)
+        self.apply(AskerLeft(asker))
 
     @rule(command=st.sampled_from(STOPS), seldom=st.integers(0, 9))
     def operator_stops(self, command: Command, seldom: int) -> None:
