@@ -102,9 +102,9 @@ def peer_name(client_address: Any) -> str:
     """How a peer is written in the log and in the scoreboard."""
     if isinstance(client_address, tuple) and len(client_address) >= 2:
         host, port = client_address[0], client_address[1]
-        if isinstance(host, str) and host.startswith("unix:"):
-            return host
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+        if ":" not in (host if isinstance(host, str) else str(host)):
+            return f"{host}:{port}"
+        return host if isinstance(host, str) and host.startswith("unix:") else f"[{host}]:{port}"
     return str(client_address or "unix:unnamed")
 
 
@@ -211,7 +211,8 @@ class _CarefulClosing(socketserver.TCPServer):
         if has_input(request):
             _linger(request)
         super().shutdown_request(request)
-        close_for_good(request)
+        if request.fileno() >= 0:
+            close_for_good(request)
 
 
 class _LoggedErrors(socketserver.BaseServer):

@@ -106,7 +106,7 @@ class LoopCrew(Crew):
         except BaseException:  # noqa: BLE001 - a defect here, not in a handler: said, then the worker is replaced
             _log.critical("event loop: internal error", exc_info=True)
         finally:
-            self._phase = Phase.OVER
+            self._phase, self.is_leaving = Phase.OVER, True
             self._wake()
 
     def _look(self, now: float) -> None:
@@ -124,7 +124,7 @@ class LoopCrew(Crew):
         return self._next_tick if self._phase is Phase.SERVING else min(self._next_tick, self._phase_ends)
 
     def _enter(self, phase: Phase, seconds: float) -> None:
-        self._phase = phase
+        self._phase, self.is_leaving = phase, True
         self._phase_ends = time.monotonic() + seconds
 
     def _ask(self, now: float) -> None:

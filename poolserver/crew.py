@@ -85,7 +85,8 @@ class Crew:
         self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
         self.lost_listener, self.serves_queue, self._is_released = "", False, False
         self._rows, self._on_stop_asked, self._on_released = quarters.lanes, on_stop_asked, on_released
-        self._phase, self._phase_ends, self.is_leaving = Phase.SERVING, math.inf, False
+        self._phase, self._phase_ends = Phase.SERVING, math.inf
+        self.is_leaving = False  # every lane asks for each connection: not a property
         self._idle_ends = self._next_service = math.inf
         self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave

@@ -5,7 +5,10 @@ Whatever a hook of the user's code raises, the lane lives on. It never decides w
 
 import errno
 import logging
+import math
+import os
 import threading
+import time
 
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane
@@ -22,6 +25,14 @@ DRAIN_LOOK = 0.1
 
 LANE_LOOK = 60.0
 """Seconds between an idle lane's own looks. The crew's tick comes first, where eight lanes cost no more than one."""
+
+SPELL_NS = 2_000_000
+"""Nanoseconds after which a lane that is alone in its process lets others run, between two connections.
+
+With more lanes at work than processors, the kernel takes the processor from each after some milliseconds, mostly in
+the middle of a connection, which then waits until all others had their turn. Source: measured, 1,000 clients, 32 × 1:
+p99 97 ms without, 80 with 1 ms, 75 with 2, the CPU the same; sched_yield(2).
+"""
 
 MAX_FRUITLESS = 16
 """Wake-ups in a row that yield nothing before a pause. A few are normal under load, when a sibling was quicker; a
@@ -51,13 +62,19 @@ class Lane(Reception):
         crew, row = self._crew, self._row
         self.thread_id = threading.get_native_id()
         wait, borrow, shortage = crew.wakeups.wait, crew.park.borrow, crew.shortage
+        spell_ends = math.inf if self._is_one_of_many else 0  # several take turns at the interpreter's lock
         row.idle()
-        while not crew.is_leaving:
+        while True:  # CPython 3.11 never specialises a loop whose condition stands at its head
+            if crew.is_leaving:
+                break
             post = wait(PAUSE if shortage.is_on else LANE_LOOK)
             if type(post) is int and (regular := borrow(post)) is not None:  # first: where there are any, most are
                 self._exchange(regular)
             elif isinstance(post, Station):
                 self.take(post)
+                if row.began_ns > spell_ends:
+                    os.sched_yield()
+                    spell_ends = time.monotonic_ns() + SPELL_NS
             elif isinstance(post, Intake):
                 self._take_in(post)
             elif post is not None:

@@ -31,6 +31,11 @@ class Reception(Handling):
 
     def _receive(self, station: Station, request: Any, address: Any) -> None:
         """What has just come is handled, parked or turned away."""
+        if station.is_plain:
+            if self._door is None or self._door.lets_in(self._row, request, address):
+                self._row.begin(peer_name(address))
+                self._handle(station, request, address)
+            return
         if station.is_unix_stream:
             address = address or unix_peer(request)
             set_idle_timeout(request, station.idle_timeout)

@@ -5,6 +5,7 @@ Every field is one aligned 8-byte word, whose stores are not torn (0 torn reads 
 
 import bisect
 import enum
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ DURATION_SUM = DURATIONS.stop
 """Words: a count for each bound and one for what is longer; and the sum, in microseconds."""
 
 _BOUNDS_NS = tuple(int(bound * 1e9) for bound in DURATION_BOUNDS)
+_SHORT_NS = _BOUNDS_NS[0]
+
+_write_peer = struct.Struct(f"{PEER_BYTES}s").pack_into
+"""Cuts what is too long and fills up what is short, in one call."""
 
 
 class Outcome(enum.IntEnum):
@@ -170,9 +175,11 @@ class Row:
         # Counted here and stored whole: `+=` on shared memory is not atomic, and reading it back costs more.
         # A lane that replaces a dead one goes on from the row's counts.
         self._counts = list(words[:_PEER_WORD])
-        self._durations = words[DURATIONS.start : DURATION_SUM + 1]
+        self._durations = words[DURATIONS.start : DURATION_SUM]
         self._took = list(self._durations)
-        self._began = 0
+        self._took_us = words[DURATION_SUM]
+        self.began_ns = 0
+        """When the connection that it has, or had last, came to it; monotonic."""
 
     def idle(self) -> None:
         """Waiting for a connection."""
@@ -186,23 +193,22 @@ class Row:
     def begin(self, peer: str) -> None:
         """A connection from ``peer`` is in this lane now."""
         words, counts = self._words, self._counts
-        self._peer[:] = peer.encode("utf-8", "replace")[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
-        self._began = words[SINCE] = time.monotonic_ns()
+        _write_peer(self._peer, 0, peer.encode("utf-8", "replace"))
+        self.began_ns = words[SINCE] = time.monotonic_ns()
         words[STATE] = 2
-        counts[_ACCEPTED] += 1
-        words[_ACCEPTED] = counts[_ACCEPTED]
+        counts[_ACCEPTED] = words[_ACCEPTED] = counts[_ACCEPTED] + 1
 
     def resume(self, peer: str) -> None:
         """A connection that was counted before, and waited off the lanes, is in this one now."""
-        self._peer[:] = peer.encode("utf-8", "replace")[:PEER_BYTES].ljust(PEER_BYTES, b"\0")
-        self._began = self._words[SINCE] = time.monotonic_ns()
+        _write_peer(self._peer, 0, peer.encode("utf-8", "replace"))
+        self.began_ns = self._words[SINCE] = time.monotonic_ns()
         self._words[STATE] = 2
 
     def go_on(self, peer: bytes) -> float:
         """As ``resume``, for a ``regular``; when that was, in monotonic seconds."""
         words = self._words
         self._peer[:] = peer
-        self._began = words[SINCE] = now = time.monotonic_ns()
+        self.began_ns = words[SINCE] = now = time.monotonic_ns()
         words[STATE] = 2
         return now / 1e9
 
@@ -221,16 +227,13 @@ class Row:
         words, counts = self._words, self._counts
         now = time.monotonic_ns()
         if outcome not in _WITHOUT_HANDLER:
-            durations, took, taken = self._durations, self._took, now - self._began
-            bound = bisect.bisect_left(_BOUNDS_NS, taken)
-            took[bound] += 1
-            took[-1] += taken // 1000
-            durations[bound] = took[bound]
-            durations[-1] = took[-1]
+            took, taken = self._took, now - self.began_ns
+            bound = 0 if taken <= _SHORT_NS else bisect.bisect_left(_BOUNDS_NS, taken)
+            took[bound] = self._durations[bound] = took[bound] + 1
+            self._took_us = words[DURATION_SUM] = self._took_us + taken // 1000
         words[SINCE] = now
         words[STATE] = 1
-        counts[outcome] += 1
-        words[outcome] = counts[outcome]
+        counts[outcome] = words[outcome] = counts[outcome] + 1
 
     def count(self, outcome: int) -> None:
         """One more, without an end: what a dry run would have refused."""

@@ -110,6 +110,9 @@ def _made(cls: type[_Seated], listener: Listener, handler: Any) -> _Seated:
 def _call(cls: type[socketserver.BaseServer], address: Any, handler: Any) -> socketserver.BaseServer:
     """``cls(address, handler, bind_and_activate=False)``, less what its signature lacks."""
     make: Any = cls
+    if handler is not None and cls.__init__ is socketserver.TCPServer.__init__:
+        # Most are so, and inspect would touch, and so copy, 0.1 MiB of what every worker shares with its master.
+        return cast(socketserver.BaseServer, make(address, handler, bind_and_activate=False))
     parameters = inspect.signature(cls).parameters
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     positional = (

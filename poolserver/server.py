@@ -8,6 +8,7 @@ They put the same parts together as the daemon does (``service.py``), around one
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import socket
@@ -241,6 +242,7 @@ class PreForkMixIn(PoolMixIn):
                 "forking with other threads alive (%s): locks they hold stay locked in workers",
                 ", ".join(others),
             )
+        gc.collect()  # what its owner left, which may be large, is kept by a freeze
         with process.frozen_heap():
             yield
 

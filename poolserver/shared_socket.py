@@ -1,6 +1,5 @@
 """A listener as lanes, server objects and handlers see it: what would break it for every other process does nothing."""
 
-import functools
 import logging
 import os
 import socket
@@ -17,19 +16,33 @@ class SharedSocket(socket.socket):
     against it (HTTPServer's sets ``server_name``), and a handler that closes it takes nothing down.
     """
 
-    # accept() asks for both, and the standard library makes an enum member of each every time: 0.9 us a connection.
-    @functools.cached_property
-    def family(self) -> socket.AddressFamily:
-        return super().family
+    __slots__ = ("_kind",)  # with a dict, CPython 3.11 looks each of its methods up anew
 
-    @functools.cached_property
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kind = super().family, super().type, self.proto
+        if self.gettimeout():  # socket.setdefaulttimeout, by a handler's module: accept would wait, deaf to a stop
+            super().settimeout(0)
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return self._kind[0]
+
+    @property
     def type(self) -> socket.SocketKind:
-        return super().type
+        return self._kind[1]
 
     @classmethod
     def over(cls, listener: socket.socket) -> Self:
         """A second descriptor of the same open file. ``release`` closes it."""
         return cls(listener.family, listener.type, listener.proto, fileno=os.dup(listener.fileno()))
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As ever, without asking each time for what never changes: of which kind this is, and that it does not block.
+        Source: measured, 2,400 instructions of the 98,000 that a short connection takes."""
+        fd, address = self._accept()  # type: ignore[attr-defined] # accept(2) in C, as socket.accept calls it
+        family, kind, proto = self._kind
+        return socket.socket(family, kind, proto, fileno=fd), address
 
     def bind(self, address: object, /) -> None:
         """Nothing: it is bound."""

@@ -45,14 +45,13 @@ class Wakeups(Generic[T]):
         self.listen_to(self._posts)
         self._epoll.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
         self._epoll.register(self.stop_fd, select.EPOLLIN)  # level-triggered and never read: it wakes every lane
-        self._wait = self._epoll.poll
         self._parking = self._epoll
         self._parted = select.epoll()  # made now, since parked connections may have used up the descriptors by then
 
     def wait(self, seconds: float) -> T | int | None:
         """What woke this lane within ``seconds``: a post to look at, the descriptor of a parked connection, or
         ``WOKEN``. None: nothing did."""
-        ready = self._wait(seconds, 1)
+        ready = self._epoll.poll(seconds, 1)
         if not ready:
             return None
         fd = ready[0][0]
