@@ -6,7 +6,8 @@ Sections:
   slow      slowhttptest: 2,000 slow heads against the HTTP example, 200 slow bodies; a good client's wait
   held      4 workers of one lane, three held: what is parked there is answered by the fourth
   kept      500 kept HTTP connections on 16 lanes (wrk): requests a second and who is served how often, against 16
-            connections whose handler keeps its lane, as all did before parking, and the stock server
+            connections whose handler keeps its lane, as all did before parking, the stock server, and a bare loop
+            that parks
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from statistics import mean, median
 
 import program
 import siege
-from contestants import Contestant, poolserver, threading_tcp
+from contestants import Contestant, bare_park, poolserver, threading_tcp
 from report import Limit, Row, own_figures
 from rounds import Load, Progress
 from running import BenchError, Running, children, group, private_bytes
@@ -192,6 +193,7 @@ def started(stack: contextlib.ExitStack, scratch: Path, progress: Progress) -> I
         (own_loop, LANES),
         (own_loop, KEPT),
         (threading_tcp(OWN_LOOP), KEPT),
+        (bare_park(PAGE, 16), KEPT),
         (poolserver(PAGE, 16, 1, label="parking 16x1"), LANES),
         (poolserver(PAGE, 16, 1, label="parking 16x1"), KEPT),
         (poolserver(PAGE, 2, 8, label="parking 2x8"), KEPT),

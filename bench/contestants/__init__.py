@@ -58,6 +58,11 @@ def bare(handler: str, workers: int) -> Contestant:
     return Contestant(f"bare {workers}", program("bare", handler, workers), exit_status=0)
 
 
+def bare_park(handler: str, workers: int) -> Contestant:
+    """The same that parks kept HTTP connections: the least that parking in processes can cost."""
+    return Contestant(f"bare park {workers}", program("bare_park", handler, workers), exit_status=0)
+
+
 def bare_c(binary: Path, form: str, workers: int) -> Contestant:
     """The same in C, with the conversation built in: `form` is once or every."""
     return Contestant(f"bare {workers}, C", (str(binary), form, str(workers)), exit_status=0)

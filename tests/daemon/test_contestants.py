@@ -4,6 +4,7 @@ They come with the extra ``dev`` and with what `.ci/run` installs; one that is m
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from clients import wait_for
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # last: its modules have everyday names
 import entrants
+from contestants import bare_park
 from entrants import Entrant
 from generators import RedisBenchmark
 from lifecycle import await_answer
@@ -34,7 +36,7 @@ LINES = (
     "gevent StreamServer",
     "Net::Server::PreFork 8",
 )
-PAGES = ("ThreadingHTTPServer", "gunicorn gthread 1×8", "waitress 1×8", "cheroot 1×8")
+PAGES = ("ThreadingHTTPServer", "gunicorn gthread 1×8", "waitress 1×8", "cheroot 1×8", "bare park 8")
 GONE_TIMEOUT = 20.0
 
 
@@ -43,7 +45,8 @@ def everyone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Entrant]:
     """By label; the loop in C is compiled."""
     pages = [each for each in entrants.pages(LANES) if not each.label.startswith("poolserver")]
     lines = entrants.lines("once", tmp_path_factory.mktemp("compiled"), LANES)
-    return {each.label: each for each in [*lines, *pages]}
+    parking = Entrant(replace(bare_park("bench.web:Page", LANES), talk="gets"))
+    return {each.label: each for each in [*lines, *pages, parking]}
 
 
 def test_each_of_them_is_tested(everyone: dict[str, Entrant]) -> None:
