@@ -4,6 +4,7 @@ One thread in each process, an epoll, and kept connections in it between two req
 that parking in processes can cost. Nobody is cut, moved, counted or drained.
 """
 
+import contextlib
 import select
 import socket
 from http.server import BaseHTTPRequestHandler
@@ -38,6 +39,8 @@ def serve(listener: socket.socket, handler: type[BaseHTTPRequestHandler]) -> NoR
         else:
             del kept[fd]
             epoll.unregister(fd)
+            with contextlib.suppress(OSError):  # the client has left
+                handler.finish(conversation)
             connection.close()
 
 
