@@ -267,7 +267,7 @@ class Crew:
         say_counted()
         self.wakeups.look_at_all()
         for lane in list(self._lanes):
-            if lane not in self._present:
+            if lane not in self._present or not self._threads[lane].is_alive():  # ended before it was a lane
                 _log.error("lane %d died; replacing it", lane.number)
                 self._replace(lane)
         keep_nonblocking(self.stations)
@@ -323,9 +323,9 @@ class Crew:
         thread.start()
 
     def _run_lane(self, lane: Lane) -> None:
-        self.here.lane = lane
-        self._may_accept.wait()
         try:
+            self.here.lane = lane
+            self._may_accept.wait()
             lane.serve_forever()
         except BaseException:  # noqa: BLE001 - a defect here, not in a handler: said, then the lane is replaced
             _log.critical("lane %d: internal error", lane.number, exc_info=True)
@@ -335,6 +335,7 @@ class Crew:
 
     def _replace(self, lane: Lane) -> None:
         del self._threads[lane]
+        self._present.discard(lane)
         self.door.closed(self._rows[lane.number].number)
         successor = Lane(lane.number, self, self._rows[lane.number])
         self._lanes[lane.number] = successor

@@ -190,8 +190,8 @@ class TestKilledMaster:
             assert order(waits, "hold") == b"holding\n"
             assert order(hangs, "hang") == b"hanging\n"
             assert order(loops, "spin") == b"spinning\n"
-            freezes.sendall(b"freeze 60\n")
             wait_for(lambda: served.status()["pool"]["busy"] == 4, 10, "the other six lanes to be idle")
+            freezes.sendall(b"freeze 60\n")
             assert served.stop(SIGKILL) == -SIGKILL
             assert served.wait_gone(ORPHAN_TIMEOUT) == []
         again = daemon("handlers:LineHandler", bind=bind)
