@@ -139,15 +139,15 @@ class Handling:
         order."""
         row, server = self._row, station.server
         self._station = station
-        self.address = address
-        self.request = request
         self.began = time.monotonic()
-        self.turns += 1
-        if self._parked:
-            self._crew.watch_closely(if_full=True)
         if self._handler_timeout:
             self.deadline = self.began + self._handler_timeout
             row.ends_by(self.deadline)
+        self.address = address
+        self.request = request  # after its deadline: the watcher cuts what is past the one that it finds
+        self.turns += 1
+        if self._parked:
+            self._crew.watch_closely(if_full=True)
         try:
             end = self._serve(server, request, address, parked)
         except BaseException:  # noqa: BLE001 - a lane survives whatever a handler raises, SystemExit included
@@ -161,22 +161,25 @@ class Handling:
         others. Written for few steps."""
         conversation: Any = parked.conversation
         row, crew, request = self._row, self._crew, parked.request
-        self.address, self.request, self.began = parked.address, request, row.go_on(parked.peer)
-        self._station = parked.station
-        self.turns += 1
-        crew.watch_closely(if_full=True)
+        self.began = row.go_on(parked.peer)
         if self._handler_timeout:
             self.deadline = self.began + self._handler_timeout
             row.ends_by(self.deadline)
+        self._station, self.address, self.request = parked.station, parked.address, request
+        self.turns += 1
+        crew.watch_closely(if_full=True)
         try:
-            if conversation.goes_on_as_before() and self._is_put_back(parked):
+            is_as_before = conversation.goes_on_as_before()
+            if FORKS.count != self._forks:
+                process.leave_if_forked(self._forks)
+            if is_as_before and self._is_put_back(parked):
                 return
-            crew.park.release(parked, row.number)
+            self._release(parked)
             end = self._converse(parked.station.server, request, conversation, parked)
         except BaseException:  # noqa: BLE001 - as above
             process.leave_if_forked(self._forks)
             if parked.is_in_hand:
-                crew.park.release(parked, row.number)
+                self._release(parked)
             end = Outcome.ERRORS
             self._on_failure(parked.station.server, request, parked.address)
         self._come_to(end, parked.station, request, parked.address, parked)
@@ -185,8 +188,6 @@ class Handling:
         """Whether it waits for its next request where it did before: it was not cut, and may be parked."""
         if self._ended_from_outside is not None:
             return False
-        if FORKS.count != self._forks:
-            process.leave_if_forked(self._forks)
         self.request = None
         now = time.monotonic()
         if not self._crew.park.put_back(parked, now):
@@ -196,6 +197,11 @@ class Handling:
         if self._crew.is_leaving:
             self._crew.watch_closely()
         return True
+
+    def _release(self, parked: Parked) -> None:
+        """What was borrowed is this lane's alone, as its row says then."""
+        self._crew.park.release(parked, self._row.number)
+        self._row.keep()
 
     def _come_to(self, end: Outcome, station: Station, request: Any, address: Any, parked: Parked | None) -> None:
         """The connection is out of the handler's hands, suspended or over, as ``end`` or whoever cut it says."""
@@ -254,6 +260,8 @@ class Handling:
         suspended."""
         turns = MAX_TURNS
         while not conversation.is_over and (has_input := conversation.has_input()) and turns:
+            if FORKS.count != self._forks:
+                process.leave_if_forked(self._forks)
             conversation.go_on()
             turns -= 1
         if not conversation.is_over and self._is_to_end(has_input):

@@ -212,6 +212,10 @@ class Row:
         words[STATE] = 2
         return now / 1e9
 
+    def keep(self) -> None:
+        """What ``go_on`` began with is no ``regular`` any more."""
+        self._peer[-1] = 0
+
     def pause(self, since: float) -> None:
         """As ``idle``, since so many monotonic seconds."""
         words = self._words

@@ -6,6 +6,7 @@ Made after the fork, since an epoll made before it is shared by both sides. Owne
 """
 
 import collections
+import contextlib
 import os
 import select
 from collections.abc import Iterable, Mapping
@@ -105,12 +106,15 @@ class Wakeups(Generic[T]):
 
     def watch_on(self, fd: int) -> None:
         """What was told, if once, was not all: from now on tell of each arrival. What is there already tells anew."""
-        if fd in self._once:
-            self._once.discard(fd)
-            try:
-                self._parking.modify(fd, _PARKED)
-            except OSError:
-                pass  # closed already, by a thread of its handler
+        if fd not in self._once:
+            return
+        self._once.discard(fd)
+        try:
+            self._parking.modify(fd, _PARKED)
+        except FileNotFoundError:
+            self._watch_parted(fd)
+        except OSError:
+            pass  # closed already, by a thread of its handler
 
     def heed(self, fd: int) -> None:
         """A lane has what was told of. If that was once, it tells of nothing more, and may be known on."""
@@ -143,6 +147,12 @@ class Wakeups(Generic[T]):
                 self.watch(fd, has_room=has_room)
             except OSError:
                 pass  # likewise: it is found at its limit
+
+    def _watch_parted(self, fd: int) -> None:
+        """What a lane had while the others parted, if that is why it is not known; else its number is another's."""
+        if self._parking is self._parted:
+            with contextlib.suppress(OSError):  # closed already, likewise
+                self._parking.register(fd, _PARKED)
 
     def wait_parked(self, seconds: float) -> T | int | None:
         """As ``wait``, after ``part``."""

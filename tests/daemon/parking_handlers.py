@@ -160,13 +160,15 @@ class Pushes(Orders):
 
 
 class Forks(Orders):
-    """Its child comes back from the handler, or stays and keeps the connection open."""
+    """Its child comes back from the handler, with an end or without, or stays and keeps the connection open."""
 
     def obey(self, order, argument):
         if order == "fork" and (pid := os.fork()):
-            if argument == "returns":
+            if argument != "stays":
                 os.waitpid(pid, 0)
             self.answer("parent")
+        elif order == "fork" and argument == "ends":
+            self.close_connection = True
         elif order == "fork" and argument == "stays":
             time.sleep(60)  # or until the test's end
             os._exit(0)

@@ -124,7 +124,7 @@ def test_thread_of_a_handler_uses_a_parked_connection(daemon) -> None:
     assert stopped(served)["served"] == 1
 
 
-@pytest.mark.parametrize("how", ["returns", "stays"])
+@pytest.mark.parametrize("how", ["returns", "ends", "stays"])
 def test_handler_that_forks_goes_on(daemon, how: str) -> None:
     """Its child, which has the connection and the epoll, takes part in nothing; the client sees the end."""
     served = daemon("parking_handlers:Forks", *options(parking__keep_alive="3s"), **ONE_LANE)
@@ -137,6 +137,36 @@ def test_handler_that_forks_goes_on(daemon, how: str) -> None:
         for each in [client, *others]:
             assert is_ended(each)
     assert "internal error" not in served.log()
+
+
+def test_child_of_a_handler_gives_back_nothing_that_is_its_parents(daemon) -> None:
+    """Its end of the conversation is nobody's: the parent's still counts, for its source and in the status."""
+    served = daemon("parking_handlers:Forks", *options(limits__per_source=2), **ONE_LANE)
+    with connected(served, 2) as clients:
+        for client in clients:
+            assert order(client, b"echo before") == b"before\n"
+        assert order(clients[0], b"fork ends") == b"parent\n"
+        wait_parked(served, new=0, between=2)
+        assert order(clients[1], b"echo after") == b"after\n"
+        with connect(served) as third:
+            assert is_ended(third)
+    served.wait_open(0)
+    assert stopped(served)["refused_per_source"] == 1
+
+
+def test_request_sent_together_with_another_counts_in_its_lane(daemon) -> None:
+    """Where its conversation was parked before: status shows it once, beside those that are parked still."""
+    served = daemon("parking_handlers:Orders", **ONE_LANE)
+    with connected(served, 2) as (busy, parked), busy.makefile("rb") as replies:
+        for client in (busy, parked):
+            assert order(client, b"echo before") == b"before\n"
+        busy.sendall(b"echo two\nhold\n")
+        assert [replies.readline(), replies.readline()] == [b"two\n", b"holding\n"]
+        status = served.status()
+        assert status["parked"]["between"] == 1
+        assert [each["active"] for each in status["sources"]] == [2]
+        assert order(busy, b"go") == b"released\n"
+    served.wait_open(0)
 
 
 def test_finish_that_fails_is_logged_and_costs_nobody_else(daemon) -> None:

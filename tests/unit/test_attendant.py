@@ -15,7 +15,9 @@ from poolserver.attendant import (
     DRAIN_PATIENCE,
     FARTHEST_LOOK,
     FULL_LOOKS,
+    HELD_AFTER,
     QUIET_LOOKS,
+    SAMPLED,
     STILL_LOOKS,
     Attendant,
 )
@@ -44,6 +46,11 @@ class Crew:
     now: float = 0.0
     has_processor: bool = True
     has_waited: float = 0.0
+    asked: int = 0
+
+    def waited(self) -> float:
+        self.asked += 1
+        return self.has_waited
 
     def look(self, seconds: float = 0.0) -> None:
         self.now += seconds
@@ -81,7 +88,7 @@ def make_crew(world: World) -> MakeCrew:
         here = [Lane() for _ in range(lanes)]
         site = world.sites[ordinal]
         terms = {"head_timeout": 0, "keep_alive": 0} | terms
-        given = Terms(**terms), site.claims, pairs, lambda: crew.has_processor, lambda _: crew.has_waited
+        given = Terms(**terms), site.claims, pairs, lambda: crew.has_processor, lambda _: crew.waited()
         attendant = Attendant(site.park, here, *given)  # type: ignore[arg-type]
         crew = Crew(site, here, attendant, time.monotonic())
         return crew
@@ -335,6 +342,39 @@ def test_lanes_that_wait_for_a_processor_are_not_held(world: World, make_crew: M
     assert len(arrivals(world, is_ready=True)) == 1
 
 
+def test_lanes_that_want_a_processor_for_long_are_held(world: World, make_crew: MakeCrew, ends: Ends) -> None:
+    """By long work, with which others that have time compete; what is ready need not wait for its end."""
+    crew = make_crew()
+    crew.has_processor = False
+    crew.park(ends[1])
+    ends[0].sendall(b"line\n")
+    crew.be_busy(2)
+    idle_lanes(world, 1, 1)
+    crew.attendant.is_close = True
+    for _ in range(int(HELD_AFTER / FARTHEST_LOOK) + STILL_LOOKS + 1):
+        crew.has_waited += FARTHEST_LOOK
+        crew.look(FARTHEST_LOOK)
+    assert len(arrivals(world, is_ready=True)) == 1
+
+
+def test_look_asks_few_lanes_what_they_wait_for_and_those_that_are_held_no_more(
+    make_crew: MakeCrew, ends: Ends
+) -> None:
+    """Each answer takes the interpreter from them."""
+    crew = make_crew(lanes=4 * SAMPLED)
+    crew.park(ends[1])
+    crew.be_busy(4 * SAMPLED)
+    crew.attendant.is_close = True
+    crew.look(CLOSE_LOOK)
+    assert 0 < crew.asked <= SAMPLED
+    crew.look(HELD_AFTER)
+    crew.asked = 0
+    for _ in range(10):
+        crew.look(CLOSE_LOOK)
+    assert crew.asked == 0
+    assert crew.attendant.is_close
+
+
 def test_looks_stay_close_while_lanes_get_on_slowly(make_crew: MakeCrew, ends: Ends) -> None:
     """Any of them may be the one that is held next, and a look costs little beside what they do."""
     crew = make_crew()
@@ -364,6 +404,16 @@ def test_leaving_worker_hands_over_what_waits(world: World, make_crew: MakeCrew)
     for pair in pairs:
         for each in pair:
             each.close()
+
+
+def test_leaving_worker_ends_what_is_parked_later(make_crew: MakeCrew, ends: Ends) -> None:
+    """At once, where it is handed over to nobody: a lane had it when the others left."""
+    crew = make_crew()
+    crew.attendant.drain(crew.now, hand_over=False)
+    parked = crew.park(ends[1], has_stock_finish=True)
+    crew.attendant.is_close = True
+    crew.look(CLOSE_LOOK)
+    assert crew.passed_on() == [parked]
 
 
 def test_leaving_worker_hands_over_what_is_parked_later(world: World, make_crew: MakeCrew, ends: Ends) -> None:

@@ -299,6 +299,21 @@ def test_borrowed_conversation_goes_back_where_parted_lanes_look(world: World, r
     assert site.park.take(site.wakeups.wait_parked(0)) is regular
 
 
+def test_part_of_a_request_that_a_lane_looks_at_while_others_part_is_told_of_once_whole(
+    world: World, ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where those look that are left: nothing else would find it before the stop's end."""
+    site = world.sites[0]
+    parked = converse(site, ends[1])
+    ends[0].sendall(b"li")
+    told = site.wakeups.wait(0)
+    monkeypatch.setattr("poolserver.park.recv", lambda *_: site.park.part())
+    assert site.park.borrow(told) is site.park.take(told) is None
+    ends[0].sendall(b"ne\n")
+    told = site.wakeups.wait_parked(0)
+    assert site.park.take(told) is parked
+
+
 def test_full_park_takes_nothing_back(world: World, regular: Parked) -> None:
     """Who goes for it is for ``add`` to say."""
     site = world.sites[0]
