@@ -119,6 +119,18 @@ class Parked:
         return self.station.between if self.is_between else self.station.wait
 
 
+def has_usual(request: Any, usual_end: bytes, most: int) -> bool:
+    """Whether one look finds all that is waited for, and nothing more, as it mostly does where anything is there: on a
+    plain socket. False says nothing."""
+    if isinstance(request, ssl.SSLSocket) or request.gettimeout():
+        return False
+    try:
+        octets = recv(request, most if most < GLANCE else GLANCE, PEEK)
+    except OSError:
+        return False
+    return octets != b"" and octets.endswith(usual_end)
+
+
 def look(request: Any, wait: Wait, most: int, *, may_be_tls: bool = False) -> Verdict:
     """Say how far a connection is, without reading or waiting."""
     if isinstance(request, ssl.SSLSocket):

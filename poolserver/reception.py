@@ -12,7 +12,7 @@ from poolserver.adapter import peer_name, unix_peer
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane, Handling
 from poolserver.networks import source_of
-from poolserver.parked import READY, UNFIT, Parked, look
+from poolserver.parked import READY, UNFIT, Parked, has_usual, look
 from poolserver.proxy_protocol import MAX_BYTES, Header, MalformedError, parse
 from poolserver.rows import Outcome, Row
 from poolserver.socket_options import set_idle_timeout
@@ -68,6 +68,8 @@ class Reception(Handling):
 
     def _has_spoken(self, station: Station, request: Any, address: Any) -> bool:
         """Whether what is waited for is there. If not, the connection is parked, or over already."""
+        if has_usual(request, station.usual_end, self._max_head):
+            return True
         verdict = look(request, station.wait, self._max_head, may_be_tls=station.may_be_tls)
         if verdict in READY:
             return True

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from park_world import LANES, LIMITS, MAX_HEAD, MAX_PARKED, Site, Talk, World, station
 
-from poolserver.parked import READY, Limits, Parked, look
+from poolserver.parked import READY, Limits, Parked, has_usual, look
 from poolserver.rows import Outcome
 from poolserver.station import Terms
 from poolserver.transit import TRANSIT_PATIENCE
@@ -57,6 +57,31 @@ def test_look_at_a_silent_connection_does_not_wait(ends: Ends, timeout: float | 
     """A time-out of the socket's own would make recv wait for it, and tell of a reset then."""
     ends[1].settimeout(timeout)
     assert look(ends[1], Wait.DATA, MAX_HEAD) is Verdict.SILENT
+
+
+@pytest.mark.parametrize(
+    ("octets", "end", "expected"),
+    [
+        (b"one\ntwo\n", b"\n", True),
+        (b"li", b"\n", False),
+        (b"x", b"", True),
+        (b"", b"", False),
+        (b"l" * 99, b"\n", False),
+    ],
+)
+def test_one_look_finds_what_is_usual(ends: Ends, octets: bytes, end: bytes, expected: bool) -> None:
+    """It takes nothing, does not wait, and is not for sockets that would."""
+    client, request = ends
+    client.sendall(octets)
+    assert has_usual(request, end, MAX_HEAD) is expected
+    request.settimeout(10)
+    assert not has_usual(request, end, MAX_HEAD)
+    request.settimeout(None)
+    assert octets == b"" or request.recv(100) == octets
+    client.close()
+    assert not has_usual(request, end, MAX_HEAD)
+    request.close()
+    assert not has_usual(request, end, MAX_HEAD)
 
 
 def test_look_takes_nothing(ends: Ends) -> None:
