@@ -82,8 +82,7 @@ def slow(_: Namespace, scratch: Path, progress: Progress) -> Iterator[Row]:
             beside = asked(server, until=attackers)
     bound = max(2 * p99(alone), FLOOR_MS)
     yield fact("slow", "good client's p99, alone", "ms", p99(alone))
-    row = fact("slow", f"good client's p99, {SLOW_CLIENTS} slow heads", "ms", p99(beside), Limit(1.0))
-    yield Row(**vars(row) | {"figure": p99(beside) / bound, "against": f"{bound:.1f} ms"})
+    yield within(bound, f"good client's p99, {SLOW_CLIENTS} slow heads", p99(beside))
     yield from slow_bodies("no limits", [], None, scratch, progress)
     yield from slow_bodies(f"per_source = {PER_SOURCE}", [f"limits.per_source={PER_SOURCE}"], bound, scratch, progress)
 
@@ -100,9 +99,14 @@ def slow_bodies(
     what = f"{BODIES} slow bodies, {label}: good client's"
     yield fact("slow", f"{what} answers", "answers", len(beside), Limit(1, at_most=False))
     yield fact("slow", f"{what} median", "ms", median(beside))
-    row = fact("slow", f"{what} p99", "ms", p99(beside), Limit(1.0) if bound else None)
-    yield Row(**vars(row) | {"figure": p99(beside) / bound, "against": f"{bound:.1f} ms"}) if bound else row
+    yield within(bound, f"{what} p99", p99(beside)) if bound else fact("slow", f"{what} p99", "ms", p99(beside))
     yield fact("slow", f"{what} slowest", "ms", max(beside))
+
+
+def within(bound: float, what: str, waited: float) -> Row:
+    """What a good client waited, in ms, as a part of what it may."""
+    row = fact("slow", what, "ms", waited, Limit(1.0))
+    return Row(**vars(row) | {"figure": waited / bound, "against": f"{bound:.1f} ms"})
 
 
 def fact(section: str, what: str, unit: str, value: float, limit: Limit | None = None, shape: str = "2 x 8") -> Row:

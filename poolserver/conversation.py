@@ -90,37 +90,20 @@ class Conversation:
         return _has_buffered(getattr(self.handler, "rfile", None))
 
     def goes_on_as_before(self) -> bool:
-        """Take the next exchange of one that is plain, as ``go_on`` does. Whether it then is so still: not over, on a
-        socket that waits for ever, and nothing of its next exchange was read. In one piece: it is all that keep-alive
-        asks."""
+        """Take the next exchange of one that is plain. Whether it then is so still: not over, on a socket that waits
+        for ever, and nothing of its next exchange was read."""
+        self.go_on()
         handler, request = self.handler, self._request
-        self.is_over = True
         try:
-            handler.handle_one_request()
-        except BaseException:
-            self._finish_if_over()
-            raise
-        if handler.close_connection:
-            self._finish_if_over()
-            return False
-        self.is_over = False
-        try:
-            rfile = handler.rfile
-            if (
-                handler.connection is not request
-                or handler.request is not request
-                or type(rfile) is not io.BufferedReader
-                or request.gettimeout()
-            ):
-                return False
-            raw = rfile.raw
-            raw.readinto = _read_nothing
+            return (
+                not self.is_over
+                and handler.connection is request
+                and handler.request is request
+                and not request.gettimeout()
+                and not _has_buffered(handler.rfile)
+            )
         except AttributeError:
             return False  # a handler of the user's own making
-        try:
-            return not rfile.peek(1)
-        finally:
-            del raw.readinto
 
     @property
     def connection(self) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
-from poolserver.parked import GLANCE, PEEK, READY, Limits, Parked, recv
+from poolserver.parked import READY, Limits, Parked, has_usual
 from poolserver.rows import BETWEEN, NEW, Outcome, Quarters
 from poolserver.stages import Stages
 from poolserver.station import Terms
@@ -36,7 +36,7 @@ class Park(Stages):
         self.quota = terms.max_parked
         """How many may be parked here: the pool's ``max_parked`` less what the other workers have."""
         self._max_parked, self._share = terms.max_parked, max(1, terms.max_parked // SHARES)
-        self._max_head, self._glance = terms.max_head, min(terms.max_head, GLANCE)
+        self._max_head = terms.max_head
         self._has_access_log = terms.has_access_log
         self.row, self.crowd, self._ordinal = quarters.crew, quarters.crowd, quarters.ordinal
         self._wakeups, self._claims, self._lock = wakeups, claims, claims.lock
@@ -114,12 +114,8 @@ class Park(Stages):
                 return None
             del self.by_fd[fd]
             parked.is_in_hand = True
-        try:
-            octets = recv(parked.request, self._glance, PEEK)
-            if octets and octets.endswith(parked.station.usual_end):
-                return parked
-        except (OSError, ValueError):
-            pass  # nothing there after all, or over: the longer look tells which
+        if has_usual(parked.request, parked.station.usual_end, self._max_head):
+            return parked
         with self._lock:
             parked.is_in_hand = False
             if self.by_fd.setdefault(fd, parked) is not parked:
@@ -149,16 +145,12 @@ class Park(Stages):
             parked.is_in_hand = parked.is_regular = False
             del self.between[parked]
             self._publish(parked, -1)
-            self._uncount(parked)
-            if parked.claim:
-                self._claims.hold(lane, parked.claim)
+            self._give(parked, lane)
 
     def give(self, parked: Parked, lane: int) -> None:
         """``lane`` goes on with it: the claim becomes the lane's."""
         with self._lock:
-            self._uncount(parked)
-            if parked.claim:
-                self._claims.hold(lane, parked.claim)
+            self._give(parked, lane)
 
     def pass_to_lane(self, parked: Parked) -> None:
         """Have the next free lane finish it."""
@@ -331,6 +323,11 @@ class Park(Stages):
         if parked.claim:
             self._claims.give_back(lane)
             parked.is_counted = self._claims.park(self._ordinal, parked.claim)
+
+    def _give(self, parked: Parked, lane: int) -> None:
+        self._uncount(parked)
+        if parked.claim:
+            self._claims.hold(lane, parked.claim)
 
     def _uncount(self, parked: Parked) -> None:
         if parked.is_lent:

@@ -17,8 +17,8 @@ from poolserver.rows import Outcome, regular
 from poolserver.station import Station, Terms
 from poolserver.waits import Step, Verdict, Wait, judge, judge_header
 
-PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # as flags they cost a microsecond each time
-GLANCE = 2048
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # as flags they cost a microsecond each time
+_GLANCE = 2048
 """Bytes that are looked at first: nearly every line or head is shorter."""
 
 READY = (Verdict.COMPLETE, Verdict.ENDED)
@@ -84,9 +84,6 @@ class Parked:
 
     def look(self, most: int) -> Verdict:
         """Say how far it is; one that no handler can be given has its ending then."""
-        if self.is_plain and self._has_whole(most):
-            self.verdict = Verdict.COMPLETE
-            return self.verdict
         if self.step is Step.HEADER:
             self.verdict = self._look_for_header()
         else:
@@ -97,17 +94,6 @@ class Parked:
             has_left = self.is_between and self.verdict is Verdict.RESET
             self.ending = Outcome.SERVED if has_left else UNFIT[self.verdict]
         return self.verdict
-
-    def _has_whole(self, most: int) -> bool:
-        """Whether one look finds the whole next request of a plain conversation, as it nearly always does; False says
-        nothing."""
-        if self.request.gettimeout():
-            return False
-        try:
-            octets = recv(self.request, most if most < GLANCE else GLANCE, PEEK)
-        except (OSError, ValueError):
-            return False
-        return octets != b"" and judge(self.station.between, octets, most) is Verdict.COMPLETE
 
     def _look_for_header(self) -> Verdict:
         return _look(self.request, MAX_BYTES, partial(judge_header, self.station.proxy_mode))
@@ -125,7 +111,7 @@ def has_usual(request: Any, usual_end: bytes, most: int) -> bool:
     if isinstance(request, ssl.SSLSocket) or request.gettimeout():
         return False
     try:
-        octets = recv(request, most if most < GLANCE else GLANCE, PEEK)
+        octets = _recv(request, most if most < _GLANCE else _GLANCE, _PEEK)
     except OSError:
         return False
     return octets != b"" and octets.endswith(usual_end)
@@ -138,21 +124,21 @@ def look(request: Any, wait: Wait, most: int, *, may_be_tls: bool = False) -> Ve
     return _look(request, 1 if wait is Wait.DATA else most, partial(judge, wait, most=most, may_be_tls=may_be_tls))
 
 
-recv = socket.socket.recv
+_recv = socket.socket.recv
 
 
 def _look(request: Any, most: int, judge: Callable[[bytes], Verdict]) -> Verdict:
-    """Source: recv(2) MSGPEEK, MSG_DONTWAIT."""
+    """Source: recv(2) MSG_PEEK, MSG_DONTWAIT."""
     try:
         if isinstance(request, ssl.SSLSocket) and request.pending():
             return Verdict.COMPLETE
         if request.gettimeout() and not _has(request, select.POLLIN | select.POLLRDHUP):
             return Verdict.SILENT  # on a socket with a time-out, recv would wait for it, whatever the flags
-        octets = recv(request, min(most, GLANCE), PEEK)
+        octets = _recv(request, min(most, _GLANCE), _PEEK)
         if not octets:
             return Verdict.ENDED
-        if len(octets) == GLANCE:
-            octets = recv(request, most, PEEK)
+        if len(octets) == _GLANCE:
+            octets = _recv(request, most, _PEEK)
         verdict = judge(octets)
         # The end of its input is not seen before what is unread: all that will ever be there is there.
         is_all = verdict is Verdict.PARTIAL and _has(request, select.POLLRDHUP)

@@ -30,6 +30,9 @@ MAX_HEAD = 64
 LIMITS = Limits(10.0, Outcome.TIMEOUT_FIRST_BYTE, 20.0, 30.0)
 URL = "tcp://127.0.0.1:1"
 
+Ends = tuple[socket.socket, socket.socket]
+"""A client's and the server's, of one connection."""
+
 
 def station(wait: Wait = Wait.LINE) -> Station:
     """Where nobody listens."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from park_world import Site, Talk, World
+from park_world import Ends, Site, Talk, World
 
 from poolserver.attendant import (
     BRISK,
@@ -96,22 +96,21 @@ def make_crew(world: World) -> MakeCrew:
     return make
 
 
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client's end and the server's."""
-    client, request = socket.socketpair()
-    yield client, request
-    client.close()
-    request.close()
-
-
-Ends = tuple[socket.socket, socket.socket]
-
-
 def idle_lanes(world: World, ordinal: int, count: int) -> None:
     """Say on the scoreboard that lanes of that worker have time."""
     for row in world.board.quarters(world.berths[ordinal]).lanes[:count]:
         row.idle()
+
+
+def relievable(crew: Crew, world: World, ends: Ends, *, has_processor: bool = True) -> Crew:
+    """Every lane of it is busy, what is parked there is ready, and another worker has a lane."""
+    crew.has_processor = has_processor
+    crew.park(ends[1])
+    ends[0].sendall(b"line\n")
+    crew.be_busy(2)
+    idle_lanes(world, 1, 1)
+    crew.attendant.is_close = True
+    return crew
 
 
 def say_busy(world: World, busy: int, idle: int) -> None:
@@ -175,12 +174,7 @@ def test_does_not_look_closely_for_nobody(make_crew: MakeCrew) -> None:
 
 def test_ready_connection_goes_to_a_worker_that_has_time(world: World, make_crew: MakeCrew, ends: Ends) -> None:
     """While every lane here is busy."""
-    crew = make_crew()
-    crew.park(ends[1])
-    ends[0].sendall(b"line\n")
-    crew.be_busy(2)
-    idle_lanes(world, 1, 1)
-    crew.attendant.is_close = True
+    crew = relievable(make_crew(), world, ends)
     for _ in range(FULL_LOOKS):
         crew.look()
     assert len(arrivals(world, is_ready=True)) == 1
@@ -191,13 +185,7 @@ def test_without_a_processor_only_what_held_lanes_keep_waiting_goes(
     world: World, make_crew: MakeCrew, ends: Ends
 ) -> None:
     """While lanes get on they have it sooner than a worker that no processor is left for."""
-    crew = make_crew()
-    crew.has_processor = False
-    crew.park(ends[1])
-    ends[0].sendall(b"line\n")
-    crew.be_busy(2)
-    idle_lanes(world, 1, 1)
-    crew.attendant.is_close = True
+    crew = relievable(make_crew(), world, ends, has_processor=False)
     for _ in range(10):
         crew.lanes[0].turns += 1
         crew.look(FARTHEST_LOOK)
@@ -325,13 +313,7 @@ def test_looks_seldom_while_lanes_get_on(make_crew: MakeCrew, ends: Ends) -> Non
 
 def test_lanes_that_wait_for_a_processor_are_not_held(world: World, make_crew: MakeCrew, ends: Ends) -> None:
     """They get on as soon as they have one; what is ready stays with them, and looks stay rare."""
-    crew = make_crew()
-    crew.has_processor = False
-    crew.park(ends[1])
-    ends[0].sendall(b"line\n")
-    crew.be_busy(2)
-    idle_lanes(world, 1, 1)
-    crew.attendant.is_close = True
+    crew = relievable(make_crew(), world, ends, has_processor=False)
     for _ in range(10):
         crew.has_waited += FARTHEST_LOOK / 2
         crew.look(FARTHEST_LOOK)
@@ -344,13 +326,7 @@ def test_lanes_that_wait_for_a_processor_are_not_held(world: World, make_crew: M
 
 def test_lanes_that_want_a_processor_for_long_are_held(world: World, make_crew: MakeCrew, ends: Ends) -> None:
     """By long work, with which others that have time compete; what is ready need not wait for its end."""
-    crew = make_crew()
-    crew.has_processor = False
-    crew.park(ends[1])
-    ends[0].sendall(b"line\n")
-    crew.be_busy(2)
-    idle_lanes(world, 1, 1)
-    crew.attendant.is_close = True
+    crew = relievable(make_crew(), world, ends, has_processor=False)
     for _ in range(int(HELD_AFTER / FARTHEST_LOOK) + STILL_LOOKS + 1):
         crew.has_waited += FARTHEST_LOOK
         crew.look(FARTHEST_LOOK)

@@ -3,12 +3,11 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from park_world import Site, Talk, World
+from park_world import Ends, Site, Talk, World
 
 from poolserver import deadlines
 from poolserver.handling import Handling
@@ -51,25 +50,6 @@ class Crew:
     def watch_closely(self, **_: bool) -> None:
         """The watcher runs just now."""
         deadlines.enforce({self.lane: threading.current_thread()}, time.monotonic())
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client's end and the server's."""
-    client, request = socket.socketpair()
-    yield client, request
-    client.close()
-    request.close()
-
-
-Ends = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture

@@ -6,36 +6,17 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from park_world import LANES, LIMITS, MAX_HEAD, MAX_PARKED, Site, Talk, World, station
+from park_world import LANES, LIMITS, MAX_HEAD, MAX_PARKED, Ends, Site, Talk, World, station
 
 from poolserver.parked import READY, Limits, Parked, has_usual, look
 from poolserver.rows import Outcome
 from poolserver.station import Terms
 from poolserver.transit import TRANSIT_PATIENCE
 from poolserver.waits import Verdict, Wait
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client's end and the server's."""
-    client, request = socket.socketpair()
-    yield client, request
-    client.close()
-    request.close()
-
-
-Ends = tuple[socket.socket, socket.socket]
 
 
 def add(site: Site, request: Any, **changes: Any) -> Parked:
@@ -332,7 +313,7 @@ def test_part_of_a_request_that_a_lane_looks_at_while_others_part_is_told_of_onc
     parked = converse(site, ends[1])
     ends[0].sendall(b"li")
     told = site.wakeups.wait(0)
-    monkeypatch.setattr("poolserver.park.recv", lambda *_: site.park.part())
+    monkeypatch.setattr("poolserver.park.has_usual", lambda *_: site.park.part())
     assert site.park.borrow(told) is site.park.take(told) is None
     ends[0].sendall(b"ne\n")
     told = site.wakeups.wait_parked(0)
