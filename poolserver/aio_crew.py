@@ -60,7 +60,7 @@ class LoopCrew(Crew):
         """
         self._open()
         loop, selector = new_loop(self.terms.event_loop)
-        self._floor = Floor(self, self._rows, self._lanes, self._attendant, self._may_accept, loop, selector)
+        self._floor = Floor(self, self._rows, self._lanes, self.attendant, self._may_accept, loop, selector)
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
         self._floor.opened.wait()
@@ -88,8 +88,8 @@ class LoopCrew(Crew):
 
     def watch_closely(self, *, if_full: bool = False) -> None:  # noqa: ARG002
         """As for lanes, whose crew looks itself; on a loop nobody waits for a lane."""
-        if not self._attendant.is_close:
-            self._attendant.is_close = True
+        if not self.attendant.is_close:
+            self.attendant.is_close = True
             self._floor.look_soon(0.0)
 
     def close(self) -> None:

@@ -181,7 +181,7 @@ class Seat(Lane):
             self._deliver(station, request[0])
             return
         self.request = request
-        if self._parked:
+        if self._by_fd:
             self._crew.watch_closely()
         now = time.monotonic()
         self._born = parked.born if parked is not None else now

@@ -92,16 +92,19 @@ class Conversation:
     def goes_on_as_before(self) -> bool:
         """Take the next exchange of one that is plain. Whether it then is so still: not over, on a socket that waits
         for ever, and nothing of its next exchange was read."""
-        self.go_on()
         handler, request = self.handler, self._request
+        self.is_over = True
         try:
-            return (
-                not self.is_over
-                and handler.connection is request
-                and handler.request is request
-                and not request.gettimeout()
-                and not _has_buffered(handler.rfile)
-            )
+            handler.handle_one_request()
+            if not handler.close_connection:
+                self.is_over = False
+        finally:
+            if self.is_over:
+                self._finish_if_over()
+        try:
+            if self.is_over or handler.connection is not request or handler.request is not request:
+                return False
+            return not (request.gettimeout() or _has_buffered(handler.rfile))
         except AttributeError:
             return False  # a handler of the user's own making
 
@@ -200,9 +203,12 @@ _read_nothing: Callable[[Any], None] = collections.deque[Any](maxlen=0).append
 """Keeps nothing and gives None. Source: io.RawIOBase.readinto, where None means that nothing is there now."""
 
 
+_Reader = io.BufferedReader
+
+
 def _has_buffered(rfile: Any) -> bool:
     """Whether a reader holds bytes that it read ahead, without a read of its own; one that does not tell may."""
-    if not isinstance(rfile, io.BufferedReader):
+    if not isinstance(rfile, _Reader):
         return False
     raw: Any = rfile.raw
     try:
@@ -210,6 +216,6 @@ def _has_buffered(rfile: Any) -> bool:
     except AttributeError:
         return True  # no SocketIO: a file of the handler's own
     try:
-        return bool(rfile.peek(1))
+        return rfile.peek(1) != b""
     finally:
         del raw.readinto

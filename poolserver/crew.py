@@ -79,7 +79,8 @@ class Crew:
         passed: dict[int, Any] = intakes(pairs, self.stations) if pairs is not None else {}
         self.intakes: list[Intake] = list(passed.values())
         posts = self.stations | passed if self.lanes_accept else passed
-        self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=len(quarters.lanes) > 1)
+        is_one = len(quarters.lanes) == 1
+        self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=not is_one, has_one_lane=is_one and self.lanes_accept)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
         takers = [fd for fd, post in posts.items() if not isinstance(post, Station) or post.is_stream]
         self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
@@ -91,34 +92,34 @@ class Crew:
         self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
-        self._attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
+        self.attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
         self._threads: dict[Lane, threading.Thread] = {}
         self._may_accept = threading.Event()
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
 
     @property
     def hands_over(self) -> bool:
-        return self._attendant.hands_over
+        return self.attendant.hands_over
 
     @property
     def has_parked(self) -> bool:
         """Whether lanes that leave are needed still. The lock: the attendant has nothing in its hands then."""
         with self._lock:
-            return bool(self.park or self.wakeups.has_passed_on or self._attendant.unsent)
+            return bool(self.park or self.wakeups.has_passed_on or self.attendant.unsent)
 
     def watch_closely(self, *, if_full: bool = False) -> None:
         """A lane that leaves has parked a connection, or all have one while others are parked: be there soon."""
-        attendant = self._attendant
+        attendant = self.attendant
         if attendant.is_close:
             return
-        if if_full and not (self.park and all(lane.request is not None for lane in self._lanes)):
+        if if_full and not (self.park.has_waiting and all(lane.request is not None for lane in self._lanes)):
             return
         attendant.is_close = True
         self._wake()
 
     def hand_over(self, parked: Parked) -> None:
         """Let another worker go on with what no handler has any more."""
-        self._attendant.unsent.append(parked)
+        self.attendant.unsent.append(parked)
         self.watch_closely()
 
     def ask_stop(self) -> None:
@@ -156,7 +157,7 @@ class Crew:
             self.serves_queue = serve_queue and self._phase in (Phase.SERVING, Phase.DRAINING)
             for station in self.stations.values() if self.serves_queue else ():
                 station.queued = queue_length(station.server.socket)
-            self._attendant.drain(time.monotonic(), hand_over=hand_over)
+            self.attendant.drain(time.monotonic(), hand_over=hand_over)
             if self._phase is Phase.SERVING:
                 self._enter(Phase.DRAINING, within)
                 self._idle_ends = time.monotonic() + IDLE_GRACE
@@ -198,7 +199,7 @@ class Crew:
                 elif not calls[fd]():
                     poller.unregister(fd)
             self._look(time.monotonic())
-        self._attendant.close()
+        self.attendant.close()
         say_counted(is_last=True)
 
     def watch_beside(self, on_over: Callable[[], None]) -> threading.Thread:
@@ -243,7 +244,7 @@ class Crew:
                 self._drain(alive, now)
             elif now >= self._phase_ends:
                 self._give_up(alive)
-            self._attendant.look(now)
+            self.attendant.look(now)
         if now >= self._next_deadlines:
             self._next_deadlines = now + deadlines.LOOK_INTERVAL
             deadlines.enforce(self._threads, now)
@@ -252,7 +253,7 @@ class Crew:
             run_service_actions(station.server for station in self.stations.values())
 
     def _deadline(self) -> float:
-        common = min(self._next_service, self._next_deadlines, self._attendant.deadline())
+        common = min(self._next_service, self._next_deadlines, self.attendant.deadline())
         if self._phase is Phase.SERVING:
             return min(self._next_tick, common)
         next_drain_look = math.inf if self._is_released else time.monotonic() + DRAIN_LOOK
@@ -263,7 +264,7 @@ class Crew:
             return
         self._next_tick = now + self.terms.tick
         self.shortage.settle(now)
-        self._attendant.tick()
+        self.attendant.tick()
         say_counted()
         self.wakeups.look_at_all()
         for lane in list(self._lanes):
@@ -289,7 +290,7 @@ class Crew:
         return bool(self.wakeups.poller(streams).poll(0))
 
     def _cut_open(self) -> None:
-        self._attendant.cut()
+        self.attendant.cut()
         busy = [lane for lane in self._lanes if lane.request is not None]
         for lane in busy:
             lane.end_as(lane.request, Outcome.CUT)

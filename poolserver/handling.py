@@ -32,6 +32,13 @@ MAX_TURNS = 16
 _SERVED = Outcome.SERVED  # to look it up in its class takes as long as ten other look-ups
 
 
+class Watcher(Protocol):
+    """Who looks after the parked; ``is_close``: often."""
+
+    @property
+    def is_close(self) -> bool: ...
+
+
 class CrewOfLane(Protocol):
     """What a lane asks of its crew."""
 
@@ -41,6 +48,9 @@ class CrewOfLane(Protocol):
     serves_queue: bool
     is_leaving: bool
     shortage: Shortage
+
+    @property
+    def attendant(self) -> Watcher: ...
 
     @property
     def hands_over(self) -> bool: ...
@@ -67,7 +77,7 @@ class CrewOfLane(Protocol):
 class Handling:
     """Runs in a lane's thread.
 
-    ``request`` and ``address`` are the connection it has, None while idle, for the crew to see; ``began``: since when.
+    ``request`` and ``address`` are the connection it has, None while idle, for the crew to see.
     ``turns``: how many it had. ``thread_id``: the kernel's number of its thread.
     """
 
@@ -76,7 +86,6 @@ class Handling:
         self.request: Any = None
         self.address: Any = None
         self.deadline = math.inf
-        self.began = 0.0
         self.turns = self.thread_id = 0
         self._ended_from_outside: tuple[Any, Outcome] | None = None
         self._suspended: Parked | None = None
@@ -87,7 +96,12 @@ class Handling:
         self._forks = process.fork_count()
         self._crew = crew
         self._row = row
-        self._parked = crew.park.by_fd
+        self._by_fd, self._regulars = crew.park.by_fd, crew.park.regulars
+
+    @property
+    def began(self) -> float:
+        """Since when it has the connection that it has, or had last; monotonic."""
+        return self._row.began_ns / 1e9
 
     @property
     def is_ended_from_outside(self) -> bool:
@@ -139,14 +153,13 @@ class Handling:
         order."""
         row, server = self._row, station.server
         self._station = station
-        self.began = time.monotonic()
         if self._handler_timeout:
             self.deadline = self.began + self._handler_timeout
             row.ends_by(self.deadline)
         self.address = address
         self.request = request  # after its deadline: the watcher cuts what is past the one that it finds
         self.turns += 1
-        if self._parked:
+        if self._by_fd or self._regulars:
             self._crew.watch_closely(if_full=True)
         try:
             end = self._serve(server, request, address, parked)
@@ -155,53 +168,6 @@ class Handling:
             end = Outcome.ERRORS
             self._on_failure(server, request, address)
         self._come_to(end, station, request, address, parked)
-
-    def _exchange(self, parked: Parked) -> None:
-        """The next exchange of a conversation that was borrowed from the park: it goes back there, or the way of all
-        others. Written for few steps."""
-        conversation: Any = parked.conversation
-        row, crew, request = self._row, self._crew, parked.request
-        self.began = row.go_on(parked.peer)
-        if self._handler_timeout:
-            self.deadline = self.began + self._handler_timeout
-            row.ends_by(self.deadline)
-        self._station, self.address, self.request = parked.station, parked.address, request
-        self.turns += 1
-        crew.watch_closely(if_full=True)
-        try:
-            is_as_before = conversation.goes_on_as_before()
-            if FORKS.count != self._forks:
-                process.leave_if_forked(self._forks)
-            if is_as_before and self._is_put_back(parked):
-                return
-            self._release(parked)
-            end = self._converse(parked.station.server, request, conversation, parked)
-        except BaseException:  # noqa: BLE001 - as above
-            process.leave_if_forked(self._forks)
-            if parked.is_in_hand:
-                self._release(parked)
-            end = Outcome.ERRORS
-            self._on_failure(parked.station.server, request, parked.address)
-        self._come_to(end, parked.station, request, parked.address, parked)
-
-    def _is_put_back(self, parked: Parked) -> bool:
-        """Whether it waits for its next request where it did before: it was not cut, and may be parked."""
-        if self._ended_from_outside is not None:
-            return False
-        self.request = None
-        now = time.monotonic()
-        if not self._crew.park.put_back(parked, now):
-            self.request = parked.request
-            return False
-        self._row.pause(now)
-        if self._crew.is_leaving:
-            self._crew.watch_closely()
-        return True
-
-    def _release(self, parked: Parked) -> None:
-        """What was borrowed is this lane's alone, as its row says then."""
-        self._crew.park.release(parked, self._row.number)
-        self._row.keep()
 
     def _come_to(self, end: Outcome, station: Station, request: Any, address: Any, parked: Parked | None) -> None:
         """The connection is out of the handler's hands, suspended or over, as ``end`` or whoever cut it says."""

@@ -10,15 +10,16 @@ import os
 import threading
 import time
 
+from poolserver.exchanges import Exchanges
 from poolserver.failures import log_line
 from poolserver.handling import CrewOfLane
 from poolserver.handover import Intake
 from poolserver.parked import Parked
-from poolserver.reception import Reception
 from poolserver.rows import Row
 from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length
+from poolserver.wakeups import NOTHING
 
 DRAIN_LOOK = 0.1
 """Seconds between a leaving lane's looks whether anybody is still parked."""
@@ -45,7 +46,7 @@ _PEER_WENT_AWAY = frozenset(
 )
 
 
-class Lane(Reception):
+class Lane(Exchanges):
     """Runs in its thread."""
 
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
@@ -61,28 +62,30 @@ class Lane(Reception):
         """Accept and handle until the crew is leaving; then what is queued, if that is asked, and what is parked."""
         crew, row = self._crew, self._row
         self.thread_id = threading.get_native_id()
-        wait, borrow, shortage = crew.wakeups.wait, crew.park.borrow, crew.shortage
+        ready, told, shortage, regulars = crew.wakeups.ready, crew.wakeups.told, crew.shortage, self._regulars
         spell_ends = math.inf if self._is_one_of_many else 0  # several take turns at the interpreter's lock
         row.idle()
         while True:  # CPython 3.11 never specialises a loop whose condition stands at its head
             if crew.is_leaving:
                 break
-            post = wait(PAUSE if shortage.is_on else LANE_LOOK)
-            if type(post) is int and (regular := borrow(post)) is not None:  # first: where there are any, most are
-                self._exchange(regular)
-            elif isinstance(post, Station):
+            fd = ready(PAUSE if shortage.is_on else LANE_LOOK)
+            if (regular := regulars.pop(fd, None)) is not None and self._exchange(regular):
+                if self._arriving is None and not shortage.is_on:
+                    continue  # as mostly, where there are any
+            elif isinstance(post := told(fd), Station):
                 self.take(post)
                 if row.began_ns > spell_ends:
                     os.sched_yield()
                     spell_ends = time.monotonic_ns() + SPELL_NS
+                continue
             elif isinstance(post, Intake):
                 self._take_in(post)
             elif post is not None:
                 self._take_up(post)
             # In turn: the epoll tells of the listener once in a round of all that are ready, and of one newcomer.
-            if self._arriving is not None and isinstance(post, int | Parked) and not self.take(self._arriving):
+            if self._arriving is not None and not self.take(self._arriving):
                 self._arriving = None
-            if post is None or (shortage.is_on and shortage.is_due()):  # nothing for long; or is there room again?
+            if fd == NOTHING or (shortage.is_on and shortage.is_due()):  # for long; or is there room again?
                 for each in crew.stations.values():
                     self.take(each)
         self._serve_queues()

@@ -12,7 +12,7 @@ from typing import Any
 from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
-from poolserver.parked import READY, Limits, Parked, has_usual
+from poolserver.parked import READY, Limits, Parked
 from poolserver.rows import BETWEEN, NEW, Outcome, Quarters
 from poolserver.stages import Stages
 from poolserver.station import Terms
@@ -27,7 +27,7 @@ class Park(Stages):
     """The parked connections of one worker, in their stages.
 
     A plain conversation between two exchanges stays entered while a lane has the next one, which nearly always ends in
-    the same place (``borrow`` and ``put_back``); everything else is taken out.
+    the same place (``regulars`` and ``put_back``); everything else is taken out.
     """
 
     def __init__(self, wakeups: Wakeups[Any], quarters: Quarters, claims: Claims, terms: Terms) -> None:
@@ -40,11 +40,14 @@ class Park(Stages):
         self._has_access_log = terms.has_access_log
         self.row, self.crowd, self._ordinal = quarters.crew, quarters.crowd, quarters.ordinal
         self._wakeups, self._claims, self._lock = wakeups, claims, claims.lock
-        self._new = self._between = self._strays = 0
+        self._new = self._between = 0
+        self._tells_once, self._has_parted = wakeups.tells_once, False
         self._transit = Transit(claims, quarters.ordinal)
 
-    def __len__(self) -> int:
-        return len(self.by_fd) + self._strays
+    @property
+    def has_waiting(self) -> bool:
+        """Whether any is in nobody's hands, as far as ``by_fd`` and ``regulars`` tell."""
+        return bool(self.by_fd or self.regulars)
 
     def add(self, parked: Parked, lane: int) -> list[Parked]:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
@@ -79,6 +82,7 @@ class Park(Stages):
         An event that meets it in another lane's hands is not lost: that lane looks once more.
         """
         with self._lock:
+            self._demote(self.regulars.get(fd))
             parked = self.by_fd.get(fd)
             if parked is None:
                 return None
@@ -95,54 +99,38 @@ class Park(Stages):
                     return parked
                 if not parked.has_news:
                     parked.is_in_hand = False
-                    parked.is_regular = False
                     self.restage(parked)
                     self._wakeups.watch_on(fd)
                     return None
                 parked.has_news = False
 
-    def borrow(self, fd: int) -> Parked | None:
-        """What the epoll tells of ``fd``, for a lane to go on with, if it is a plain conversation whose whole next
-        request is there. It keeps its place, and is counted, until the lane calls ``put_back`` or ``release``. None:
-        ``take`` says what it is.
+    def put_back(self, parked: Parked) -> bool:
+        """What a lane took out of the regulars waits for its next request, on the same plain socket as ever, since
+        ``since``. It keeps its place, and is counted, all the time. False: it stays the lane's, to ``release``.
 
-        Written for few steps, as ``put_back`` is: they are what keep-alive costs.
+        Written for few steps, and without the lock: they are what keep-alive costs.
         """
-        with self._lock:
-            parked = self.by_fd.get(fd)
-            if parked is None or not parked.is_regular or parked.is_in_hand:
-                return None
-            del self.by_fd[fd]
-            parked.is_in_hand = True
-        if has_usual(parked.request, parked.station.usual_end, self._max_head):
-            return parked
-        with self._lock:
-            parked.is_in_hand = False
-            if self.by_fd.setdefault(fd, parked) is not parked:
-                self._strays += 1
-        return None
-
-    def put_back(self, parked: Parked, now: float) -> bool:
-        """What a lane had borrowed waits for its next request, on the same plain socket as ever. False: it stays the
-        lane's, for ``release`` and then ``add`` to say why."""
-        fd, by_fd = parked.fd, self.by_fd
-        with self._lock:
-            if len(by_fd) >= self.quota or parked.request.fileno() != fd:
-                return False
+        fd, regulars = parked.fd, self.regulars
+        regulars[fd] = parked  # before anybody is told of it; from here on it may be another's
+        if self._tells_once:
             try:
-                self._wakeups.watch_once(fd)
+                self._wakeups.tell_again(fd)
             except OSError:
-                return False
-            parked.since = now
-            by_fd[fd] = parked
-            self.between.move_to_end(parked)
-            parked.is_in_hand = False
-        return True
+                return not self._retake(parked)
+        return not self._has_parted or not self._retake(parked)
+
+    def demote(self, parked: Parked) -> None:
+        """What a lane took out of the regulars is parked as any other."""
+        with self._lock:
+            parked.is_regular = False
+            self.by_fd.setdefault(parked.fd, parked)
 
     def release(self, parked: Parked, lane: int) -> None:
-        """What ``lane`` had borrowed leaves its place: it is the lane's as after ``give``."""
+        """What ``lane`` took out of the regulars leaves its place: it is the lane's as after ``give``."""
         with self._lock:
-            parked.is_in_hand = parked.is_regular = False
+            parked.is_regular = False
+            if parked.request.fileno() == parked.fd:
+                self._wakeups.heed(parked.fd)
             del self.between[parked]
             self._publish(parked, -1)
             self._give(parked, lane)
@@ -200,7 +188,8 @@ class Park(Stages):
     def due(self, now: float, limits: Limits) -> list[Parked]:
         """Take out what has waited too long for its client, each with its ending. It is the caller's to finish."""
         with self._lock:
-            due = [each for each in self.late(now, limits) if self._waits_for_client(each, now)]
+            late = filter(self._is_mine, self.late(now, limits))
+            due = [each for each in late if self._waits_for_client(each, now)]
             for parked in due:
                 parked.ending = parked.ending or limits.ending(parked)
                 self._remove(parked)
@@ -219,7 +208,7 @@ class Park(Stages):
     def take_out(self, may_go: Callable[[Parked], bool] = lambda _parked: True) -> list[Parked]:
         """Take out all that ``may_go``. They are the caller's."""
         with self._lock:
-            found = [each for each in self.standing() if not each.is_in_hand and may_go(each)]
+            found = [each for each in self.standing() if self.is_free(each) and may_go(each) and self._is_mine(each)]
             for parked in found:
                 self._remove(parked)
         return found
@@ -236,8 +225,9 @@ class Park(Stages):
     def part(self) -> None:
         """The lanes are to leave: let the parked, and nothing else, wake those that stay for them."""
         with self._lock:
-            for parked in self.by_fd.values():
-                parked.is_regular = False
+            self._has_parted = True  # first: a lane that puts one back later sees it
+            for parked in [*self.regulars.values()]:
+                self._demote(parked)
             self._wakeups.part({fd: parked.wants_room for fd, parked in self.by_fd.items()})
 
     def share_out(self) -> None:
@@ -269,19 +259,35 @@ class Park(Stages):
         return victim is not None
 
     def _evict(self, newcomer: Parked) -> Parked:
-        victim = self.victim() or newcomer
+        victim = next(filter(self._is_mine, iter(self.victim, None)), newcomer)
         victim.ending = Outcome.REFUSED_MAX_PARKED
         if victim is not newcomer:
             self._remove(victim)
         return victim
+
+    def _is_mine(self, parked: Parked) -> bool:
+        """Whether one that was free still is; then no lane takes it without the lock."""
+        return not parked.is_regular or self._demote(parked)
+
+    def _demote(self, parked: Parked | None) -> bool:
+        if parked is None or not self.take_regular(parked):
+            return False
+        self.by_fd.setdefault(parked.fd, parked)
+        return True
+
+    def _retake(self, parked: Parked) -> bool:
+        """What was just put back is the lane's again, unless somebody was quicker."""
+        with self._lock:
+            return self.regulars.get(parked.fd) is parked and self.regulars.pop(parked.fd, None) is not None
 
     def _watch(self, parked: Parked) -> bool:
         """Whoever had its number before was closed by a thread of its handler, and, a stray, is found at its limit."""
         parked.fd = parked.request.fileno()
         try:
             # Under the lock: whoever it wakes finds the entry.
+            parked.settle()
             if parked.is_between:
-                self._wakeups.watch_once(parked.fd)
+                self._wakeups.watch_kept(parked.fd, is_regular=parked.is_regular)
             else:
                 self._wakeups.watch(parked.fd, has_room=parked.wants_room)
         except OSError:
@@ -290,10 +296,10 @@ class Park(Stages):
         except ValueError:  # its handler has closed it, and says nothing of an end
             parked.ending = Outcome.SERVED
             return False
-        self._strays += parked.fd in self.by_fd
-        self.by_fd[parked.fd] = parked
+        self._demote(self.regulars.get(parked.fd))
+        self.by_fd.pop(parked.fd, None)
         self.stage(parked)[parked] = None
-        parked.settle()
+        (self.regulars if parked.is_regular else self.by_fd)[parked.fd] = parked
         self._publish(parked, 1)
         return True
 
@@ -302,12 +308,10 @@ class Park(Stages):
         if self.by_fd.get(parked.fd) is parked:  # else it was closed, and the number is another's
             del self.by_fd[parked.fd]
             (unwatch or self._wakeups.unwatch)(parked.fd)
-        else:
-            self._strays -= 1
         self._publish(parked, -1)
 
     def _forget(self, parked: Parked) -> None:
-        if parked.fd not in self.by_fd:
+        if parked.fd not in self.by_fd and parked.fd not in self.regulars:
             self._wakeups.forget(parked.fd)
 
     def _publish(self, parked: Parked, change: int) -> None:

@@ -42,6 +42,8 @@ DURATION_SUM = DURATIONS.stop
 _BOUNDS_NS = tuple(int(bound * 1e9) for bound in DURATION_BOUNDS)
 _SHORT_NS = _BOUNDS_NS[0]
 
+now_ns = time.monotonic_ns
+
 _write_peer = struct.Struct(f"{PEER_BYTES}s").pack_into
 """Cuts what is too long and fills up what is short, in one call."""
 
@@ -204,23 +206,22 @@ class Row:
         self.began_ns = self._words[SINCE] = time.monotonic_ns()
         self._words[STATE] = 2
 
-    def go_on(self, peer: bytes) -> float:
-        """As ``resume``, for a ``regular``; when that was, in monotonic seconds."""
+    def go_on(self, peer: bytes) -> None:
+        """As ``resume``, for a ``regular``."""
         words = self._words
         self._peer[:] = peer
-        self.began_ns = words[SINCE] = now = time.monotonic_ns()
+        self.began_ns = words[SINCE] = now_ns()
         words[STATE] = 2
-        return now / 1e9
 
     def keep(self) -> None:
         """What ``go_on`` began with is no ``regular`` any more."""
         self._peer[-1] = 0
 
-    def pause(self, since: float) -> None:
-        """As ``idle``, since so many monotonic seconds."""
+    def pause(self, now: int) -> None:
+        """As ``idle``, since so many monotonic nanoseconds."""
         words = self._words
         words[STATE] = 1
-        words[SINCE] = int(since * 1e9)
+        words[SINCE] = now
 
     def ends_by(self, deadline: float) -> None:
         """The connection's handler deadline, in monotonic seconds; one that is infinite is none."""

@@ -14,6 +14,10 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+BATCH = 8
+"""Of so many that are ready a lane that is alone in its process is told at once; the watcher may take them from it."""
+
+NOTHING = -2
 WOKEN = -1
 """What ``wait`` gives a lane that was woken for nothing: a sibling was quicker, or it is to leave."""
 
@@ -21,6 +25,9 @@ _PARKED = select.EPOLLIN | select.EPOLLET | select.EPOLLRDHUP
 """Each arrival tells once, so that a trickle wakes a lane once a packet and unread input never spins."""
 
 _ONCE = _PARKED | select.EPOLLONESHOT
+"""What arrives while a lane has the connection wakes no other, until it is asked for again."""
+
+_LEVEL = select.EPOLLIN | select.EPOLLRDHUP
 
 
 class Wakeups(Generic[T]):
@@ -32,11 +39,15 @@ class Wakeups(Generic[T]):
     more and passes it on.
     """
 
-    def __init__(self, posts: dict[int, T], *, is_shared: bool) -> None:
+    def __init__(self, posts: dict[int, T], *, is_shared: bool, has_one_lane: bool = False) -> None:
         self.is_shared = is_shared
+        self.tells_once = not has_one_lane
+        self.batch: collections.deque[int] = collections.deque()
+        """What a lane that is alone in its process was told of and has not come to."""
+        self._most = BATCH if has_one_lane else 1
         self._posts = posts
         self._again: collections.deque[T] = collections.deque()
-        self._once: set[int] = set()
+        self._kept: dict[int, int] = {}
 
     def open(self) -> None:
         """Make the descriptors and watch the listeners. Source: epoll_ctl(2)."""
@@ -52,10 +63,26 @@ class Wakeups(Generic[T]):
     def wait(self, seconds: float) -> T | int | None:
         """What woke this lane within ``seconds``: a post to look at, the descriptor of a parked connection, or
         ``WOKEN``. None: nothing did."""
-        ready = self._epoll.poll(seconds, 1)
-        if not ready:
+        return self.told(self.ready(seconds))
+
+    def ready(self, seconds: float) -> int:
+        """The descriptor that woke this lane within ``seconds``, for ``told`` to say what it is; ``NOTHING``."""
+        try:
+            if self.batch:
+                return self.batch.popleft()
+        except IndexError:
+            pass  # the watcher was quicker
+        told = self._epoll.poll(seconds, self._most)
+        if not told:
+            return NOTHING
+        if len(told) > 1:
+            self.batch.extend([fd for fd, _ in told[1:]])
+        return told[0][0]
+
+    def told(self, fd: int) -> T | int | None:
+        """As ``wait``, of what ``ready`` gave."""
+        if fd == NOTHING:
             return None
-        fd = ready[0][0]
         return self._posts.get(fd) or (self._passed_on() if fd == self._again_fd else fd)
 
     def listen_to(self, posts: Iterable[int]) -> None:
@@ -84,31 +111,42 @@ class Wakeups(Generic[T]):
         Raises:
             OSError: the system's memory for watches is used up.
         """
-        self._once.discard(fd)
-        self._parking.register(fd, _PARKED | (select.EPOLLOUT if has_room else 0))
+        self._kept.pop(fd, None)
+        self._enter(fd, _PARKED | (select.EPOLLOUT if has_room else 0))
 
-    def watch_once(self, fd: int) -> None:
-        """Tell once of what arrives, or is there already, and then of nothing until asked again: between two requests,
-        a call each time that it is parked, and none when a lane takes it up.
+    def watch_kept(self, fd: int, *, is_regular: bool = False) -> None:
+        """Tell of what arrives, or is there already, between two requests. It is known on while a lane has it: a call
+        each time that it is parked, and none when a lane takes it up. ``is_regular``: not even the first, where a lane
+        is alone in its process: nobody looks while it has it, and what is unread when it looks again tells anew.
 
         Raises:
             OSError: as ``watch`` does.
         """
-        if fd in self._once:
+        events = _ONCE if self.tells_once or not is_regular else _LEVEL
+        if fd in self._kept:
             try:
-                self._parking.modify(fd, _ONCE)
+                self._parking.modify(fd, events)
             except FileNotFoundError:
                 pass  # the lanes have parted since, or another file has the number
             else:
+                self._kept[fd] = events
                 return
-        self._parking.register(fd, _ONCE)
-        self._once.add(fd)
+        self._enter(fd, events)
+        self._kept[fd] = events
+
+    def tell_again(self, fd: int) -> None:
+        """Of what is there, or arrives from now on, on one that lanes have not parted from.
+
+        Raises:
+            OSError: It is none of those.
+        """
+        self._epoll.modify(fd, _ONCE)
 
     def watch_on(self, fd: int) -> None:
-        """What was told, if once, was not all: from now on tell of each arrival. What is there already tells anew."""
-        if fd not in self._once:
+        """What was told of one that is kept was not all: from now on it is told of as any other. What is there already
+        tells anew."""
+        if self._kept.pop(fd, None) is None:
             return
-        self._once.discard(fd)
         try:
             self._parking.modify(fd, _PARKED)
         except FileNotFoundError:
@@ -118,21 +156,27 @@ class Wakeups(Generic[T]):
 
     def heed(self, fd: int) -> None:
         """A lane has what was told of. If that was once, it tells of nothing more, and may be known on."""
-        if fd not in self._once:
+        if self._kept.get(fd) != _ONCE:
             self.unwatch(fd)
 
     def forget(self, fd: int) -> None:
         """As ``unwatch``, for what a lane had; its number nobody else has."""
-        if fd in self._once:
+        if fd in self._kept:
             self.unwatch(fd)
 
     def unwatch(self, fd: int) -> None:
         """Before the descriptor is closed: one whose file lives on in another process would go on telling."""
-        self._once.discard(fd)
+        self._kept.pop(fd, None)
         try:
             self._parking.unregister(fd)
         except OSError:
             pass  # closed already, by a thread of its handler
+
+    def _enter(self, fd: int, events: int) -> None:
+        try:
+            self._parking.register(fd, events)
+        except FileExistsError:  # taken for another, which had its number and was closed by a thread of its handler
+            self._parking.modify(fd, events)
 
     def part(self, parked: Mapping[int, bool]) -> None:
         """For lanes that are to leave: from now on parked connections, and what is passed on, alone wake them, in
@@ -165,7 +209,8 @@ class Wakeups(Generic[T]):
         """For the watcher while every lane is busy: take up to ``most`` of what is ready. Connections that wait on a
         listener are left to the lanes."""
         fds = []
-        for fd, _ in self._epoll.poll(0, most):
+        told = self._from_batch(most)
+        for fd in (*told, *(fd for fd, _ in self._epoll.poll(0, most - len(told) or 1))):
             if fd in self._posts:
                 self.look_again(self._posts[fd])
             elif fd == self._again_fd:
@@ -173,6 +218,15 @@ class Wakeups(Generic[T]):
             elif fd != self.stop_fd:
                 fds.append(fd)
         return fds
+
+    def _from_batch(self, most: int) -> list[int]:
+        taken: list[int] = []
+        try:
+            while len(taken) < most:
+                taken.append(self.batch.popleft())
+        except IndexError:
+            pass  # that was all
+        return taken
 
     def look_again(self, post: T) -> None:
         """Wake one more idle lane for ``post``: the edge that told of what is still queued there is used up."""

@@ -19,12 +19,11 @@ LAYERS = """
     surroundings daemonize pidfile vigil herald spawning console heir upgrader nurse companion control metrics
     queues rendezvous remote master parties resident worker generation portions recycling handlers seating aio_crew
     aio_floor aio_deadlines aio_seat aio_lobby aio_datagrams aio_protocols aio_loop aio functions crew attendant
-    deadlines mending here lane reception handling handover park stages transit access parked conversation shortage
-    station door wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders address
-    datagrams
-    shared_socket process inquiry stacks signals failures log journal streams lines privileges config sections
-    values proxy_protocol tls admission sources claims networks scoreboard rows crowds pool turnover fates roster
-    upgrade reload tally repeats snapshot events states estate commands variables
+    deadlines mending here lane exchanges reception handling handover park stages transit access parked conversation
+    shortage station door wakeups waits adapter binding listener systemd tcp_info socket_options unix_path holders
+    address datagrams shared_socket process inquiry stacks signals failures log journal streams lines privileges
+    config sections values proxy_protocol tls admission sources claims networks scoreboard rows crowds pool turnover
+    fates roster upgrade reload tally repeats snapshot events states estate commands variables
     processors usage errors
 """.split()  # noqa: SIM905 - as a list it would be thirty lines
 

@@ -15,7 +15,7 @@ from poolserver.claims import Claims
 from poolserver.handover import Intake, Pair, Pairs, intakes, may_leave, may_move, send
 from poolserver.networks import Source, source_of
 from poolserver.park import Park
-from poolserver.parked import READY, UNFIT, Limits, Parked, look
+from poolserver.parked import READY, UNFIT, Limits, Parked, has_usual, look
 from poolserver.rows import Outcome
 from poolserver.scoreboard import Scoreboard
 from poolserver.station import Station, Terms
@@ -25,6 +25,8 @@ from poolserver.wakeups import Wakeups
 
 LANES = 2
 SITES = 3
+ALONE = {2}
+"""Sites with one lane, which is told of several at once."""
 MAX_PARKED = 6
 MAX_HEAD = 64
 LIMITS = Limits(10.0, Outcome.TIMEOUT_FIRST_BYTE, 20.0, 30.0)
@@ -101,12 +103,14 @@ class Site:
         self.ordinal = ordinal
         self.claims = Claims(world.claims._memory)  # the same words, a lock of its own
         self.here = station()
-        self.wakeups: Wakeups[Any] = Wakeups(intakes(world.pairs, {0: self.here}), is_shared=True)
+        lanes = 1 if ordinal in ALONE else LANES
+        posts: dict[int, Any] = {**intakes(world.pairs, {0: self.here})}
+        self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=lanes > 1, has_one_lane=lanes == 1)
         self.wakeups.open()
         quarters = world.board.quarters(world.berths[ordinal])
         self.park = Park(self.wakeups, quarters, self.claims, Terms(max_parked=world.max_parked, max_head=MAX_HEAD))
         self.first_lane = world.berths[ordinal].first
-        self.lanes: list[Parked | None] = [None] * LANES
+        self.lanes: list[Parked | None] = [None] * lanes
         self.unsent: list[Parked] = []
 
     @property
@@ -133,8 +137,9 @@ class Site:
     def add(self, parked: Parked, lane: int) -> None:
         """Park what a lane has. Who goes for it: the oldest that has sent nothing, the oldest in the middle of a
         request, or between two, or itself; and only if the park is full."""
-        staged = [*self.park.silent, *self.park.speaking, *self.park.between]
-        candidates = [*(each for each in staged if not each.is_in_hand), parked]
+        park = self.park
+        between = sorted(park.between, key=lambda each: each.since)
+        candidates = [*filter(park.is_free, (*park.silent, *park.speaking, *between)), parked]
         for victim in self.park.add(parked, self.first_lane + lane):
             if victim.ending is Outcome.REFUSED_MAX_PARKED:
                 assert victim is candidates[0]
@@ -153,7 +158,7 @@ class Site:
         if isinstance(post, Intake):
             self.take_in(post, lane)
             return True
-        if isinstance(post, int) and (regular := self.park.borrow(post)) is not None:
+        if isinstance(post, int) and (regular := self.borrow(post)) is not None:
             self.lanes[lane] = regular
             return True
         parked = self.park.take(post) if isinstance(post, int) else cast(Parked, post)
@@ -163,6 +168,19 @@ class Site:
             self.park.give(parked, self.first_lane + lane)
             self.lanes[lane] = parked
         return True
+
+    def borrow(self, told: int) -> Parked | None:
+        """As ``Exchanges._exchange`` begins."""
+        regular = self.park.regulars.pop(told, None)
+        if regular is not None and not has_usual(regular.request, regular.station.usual_end, MAX_HEAD):
+            self.park.demote(regular)
+            return None
+        return regular
+
+    def put_back(self, parked: Parked) -> bool:
+        """As it ends."""
+        parked.since = time.monotonic() + self.world.offset
+        return parked.request.fileno() == parked.fd and self.park.put_back(parked)
 
     def take_in(self, intake: Intake, lane: int) -> None:
         """As ``Lane._take_in``."""
@@ -190,8 +208,8 @@ class Site:
             octets = parked.request.recv(4096, socket.MSG_DONTWAIT)
         except OSError:
             octets = b""
-        if parked.is_in_hand:  # borrowed
-            if octets and goes_on and self.park.put_back(parked, time.monotonic() + self.world.offset):
+        if parked.is_regular:
+            if octets and goes_on and self.put_back(parked):
                 return
             self.park.release(parked, self.first_lane + lane)
         if not (octets and goes_on):
@@ -259,7 +277,7 @@ class Site:
     def waiting(self) -> Iterator[Parked]:
         """All that is in no lane."""
         for stage in (self.park.silent, self.park.speaking, self.park.between):
-            yield from (each for each in stage if not each.is_in_hand)
+            yield from filter(self.park.is_free, stage)
         yield from (each for each in self.wakeups._again if isinstance(each, Parked))
         yield from self.unsent
 

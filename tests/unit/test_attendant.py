@@ -18,6 +18,7 @@ from poolserver.attendant import (
     HELD_AFTER,
     QUIET_LOOKS,
     SAMPLED,
+    SATURATED_LOOK,
     STILL_LOOKS,
     Attendant,
 )
@@ -312,12 +313,11 @@ def test_looks_seldom_while_lanes_get_on(make_crew: MakeCrew, ends: Ends) -> Non
 
 
 def test_lanes_that_wait_for_a_processor_are_not_held(world: World, make_crew: MakeCrew, ends: Ends) -> None:
-    """They get on as soon as they have one; what is ready stays with them, and looks stay rare."""
+    """They get on as soon as they have one; what is ready stays with them, and looks become rare."""
     crew = relievable(make_crew(), world, ends, has_processor=False)
     for _ in range(10):
         crew.has_waited += FARTHEST_LOOK / 2
         crew.look(FARTHEST_LOOK)
-    assert crew.attendant.deadline() == crew.now + FARTHEST_LOOK
     assert arrivals(world, is_ready=True) == []
     for _ in range(STILL_LOOKS):
         crew.look(FARTHEST_LOOK)
@@ -349,6 +349,25 @@ def test_look_asks_few_lanes_what_they_wait_for_and_those_that_are_held_no_more(
         crew.look(CLOSE_LOOK)
     assert crew.asked == 0
     assert crew.attendant.is_close
+
+
+@pytest.mark.parametrize(("has_processor", "farthest"), [(True, FARTHEST_LOOK), (False, SATURATED_LOOK)])
+def test_looks_become_rare_while_lanes_get_on_fast(
+    make_crew: MakeCrew, ends: Ends, has_processor: bool, farthest: float
+) -> None:
+    """Most where no processor is left: nobody else would serve what is ready any sooner. And close again, once one is
+    slow."""
+    crew = make_crew()
+    crew.has_processor = has_processor
+    crew.park(ends[1])
+    crew.be_busy(2)
+    crew.attendant.is_close = True
+    for _ in range(30):
+        crew.lanes[0].turns += BRISK
+        crew.look(CLOSE_LOOK)
+    assert crew.attendant.deadline() == crew.now + farthest
+    crew.look(farthest)
+    assert crew.attendant.deadline() == crew.now + CLOSE_LOOK
 
 
 def test_looks_stay_close_while_lanes_get_on_slowly(make_crew: MakeCrew, ends: Ends) -> None:

@@ -244,24 +244,23 @@ def borrowed(site: Site) -> Parked | None:
     """What a lane is woken for now."""
     told = site.wakeups.wait(0)
     assert isinstance(told, int)
-    return site.park.borrow(told)
+    return site.borrow(told)
 
 
 def test_borrowed_conversation_keeps_its_place_and_is_nobody_elses(world: World, ends: Ends, regular: Parked) -> None:
     """It is counted for its source once, and is not among those that wait."""
     site = world.sites[0]
     assert borrowed(site) is regular
-    assert (len(site.park), staged(site)) == (0, (0, 0, 1))
+    assert (len(site.park), site.park.has_waiting, staged(site)) == (1, False, (0, 0, 1))
     assert world.claims.active(world.source(1)) == 1
     later = time.monotonic() + 1000
     assert (site.park.due(later, LIMITS), site.park.take_out(), site.park.overdue(9)) == ([], [], [])
     assert site.park.oldest() == site.park.nearest(LIMITS) == float("inf")
     assert not site.park.make_room()
-    assert site.park.borrow(regular.fd) is site.park.take(regular.fd) is None
+    assert site.borrow(regular.fd) is site.park.take(regular.fd) is None
     ends[1].recv(100)
-    now = time.monotonic()
-    assert site.park.put_back(regular, now)
-    assert (len(site.park), site.park.oldest()) == (1, now)
+    assert site.put_back(regular)
+    assert (len(site.park), site.park.oldest()) == (1, regular.since)
     ends[0].sendall(b"line\n")
     assert borrowed(site) is regular
 
@@ -273,7 +272,7 @@ def test_conversation_whose_request_is_not_whole_is_not_lent(world: World, ends:
     parked = converse(site, ends[1])
     ends[0].sendall(octets) if octets else ends[0].close()
     told = site.wakeups.wait(0)
-    assert site.park.borrow(told) is None
+    assert site.borrow(told) is None
     assert site.park.take(told) is (None if octets == b"li" else parked)
 
 
@@ -301,7 +300,9 @@ def test_borrowed_conversation_goes_back_where_parted_lanes_look(world: World, r
     site = world.sites[0]
     assert borrowed(site) is regular
     site.park.part()
-    assert site.park.put_back(regular, time.monotonic())
+    assert not site.put_back(regular)
+    site.park.release(regular, site.first_lane)
+    assert site.park.add(regular, site.first_lane) == []
     assert site.park.take(site.wakeups.wait_parked(0)) is regular
 
 
@@ -313,24 +314,25 @@ def test_part_of_a_request_that_a_lane_looks_at_while_others_part_is_told_of_onc
     parked = converse(site, ends[1])
     ends[0].sendall(b"li")
     told = site.wakeups.wait(0)
-    monkeypatch.setattr("poolserver.park.has_usual", lambda *_: site.park.part())
-    assert site.park.borrow(told) is site.park.take(told) is None
+    monkeypatch.setattr("park_world.has_usual", lambda *_: site.park.part())
+    assert site.borrow(told) is site.park.take(told) is None
     ends[0].sendall(b"ne\n")
     told = site.wakeups.wait_parked(0)
     assert site.park.take(told) is parked
 
 
-def test_full_park_takes_nothing_back(world: World, regular: Parked) -> None:
-    """Who goes for it is for ``add`` to say."""
+def test_borrowed_conversation_has_its_place_in_a_full_park(world: World, regular: Parked) -> None:
+    """Whoever comes meanwhile goes for another."""
     site = world.sites[0]
     assert borrowed(site) is regular
     others = [socket.socketpair() for _ in range(MAX_PARKED)]
-    for request, _ in others:
+    for request, _ in others[1:]:
         add(site, request)
-    assert not site.park.put_back(regular, time.monotonic())
-    site.park.release(regular, site.first_lane)
-    [victim] = site.park.add(regular, site.first_lane)
-    assert victim.request is others[0][0]
+    newcomer = Parked(site.here, others[0][0], ("192.0.2.1", 1), time.monotonic())
+    [victim] = site.park.add(newcomer, site.first_lane)
+    assert victim.request is others[1][0]
+    assert site.put_back(regular)
+    assert len(site.park) == MAX_PARKED
     for each in itertools.chain(*others):
         each.close()
 
@@ -345,9 +347,11 @@ def test_borrowed_connection_that_its_handler_closes_takes_no_place_from_who_has
     lowest, _ = sorted((client, request), key=socket.socket.fileno)
     assert lowest.fileno() == regular.fd
     newcomer = add(site, lowest)
-    assert not site.park.put_back(regular, time.monotonic())
+    assert not site.put_back(regular)
     site.park.release(regular, site.first_lane)
     assert site.park.by_fd == {lowest.fileno(): newcomer}
+    client.sendall(b"line\n") if lowest is request else request.sendall(b"line\n")
+    assert taken(site) is newcomer
     client.close()
     request.close()
 
@@ -362,9 +366,9 @@ def test_borrowed_connection_that_cannot_be_watched_stays_the_lanes(
 
     site = world.sites[0]
     assert borrowed(site) is regular
-    monkeypatch.setattr(site.wakeups, "watch_once", fail)
-    assert not site.park.put_back(regular, time.monotonic())
-    assert regular.is_in_hand
+    monkeypatch.setattr(site.wakeups, "tell_again", fail)
+    assert not site.put_back(regular)
+    assert not site.park.has_waiting
     site.park.release(regular, site.first_lane)
 
 
@@ -379,11 +383,11 @@ def test_readers_see_a_borrowed_conversation_once(world: World, regular: Parked)
     reading = world.board.read(berth)[0]
     assert (reading.peer, reading.is_in_crowd) == ("192.0.2.1:1", True)
     assert world.board.crowds.read(0) == {"192.0.2.1": 1}
-    now = time.monotonic()
-    site.park.put_back(regular, now)
+    now = time.monotonic_ns()
+    assert site.put_back(regular)
     row.pause(now)
     reading = world.board.read(berth)[0]
-    assert (reading.peer, reading.is_in_crowd, round(reading.since - now, 3)) == ("", False, 0)
+    assert (reading.peer, reading.is_in_crowd, round(reading.since - now / 1e9, 3)) == ("", False, 0)
     assert world.board.read_crew(berth).between == 1
 
 

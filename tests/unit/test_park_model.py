@@ -112,7 +112,8 @@ class Parks(RuleBasedStateMachine):
 
     @rule(site=sites, lane=st.integers(0, LANES - 1), goes_on=st.booleans(), has_stock_finish=st.booleans())
     def talks(self, site: int, lane: int, goes_on: bool, has_stock_finish: bool) -> None:
-        if self.world.sites[site].lanes[lane] is not None:
+        lanes = self.world.sites[site].lanes
+        if lane < len(lanes) and lanes[lane] is not None:
             self.world.sites[site].exchange(lane, goes_on=goes_on, has_stock_finish=has_stock_finish)
 
     @rule(site=sites, most=st.integers(1, 3))
@@ -164,8 +165,8 @@ class Parks(RuleBasedStateMachine):
         here = self.world.sites[site]
         is_woken = True
         while is_woken:
-            for lane in range(LANES):
-                if here.lanes[lane] is not None:
+            for lane, held in enumerate(here.lanes):
+                if held is not None:
                     here.exchange(lane, goes_on=True, has_stock_finish=True)
             is_woken = here.wake()
         for parked in [*here.park.silent, *here.park.speaking, *here.park.between]:
@@ -212,12 +213,14 @@ class Parks(RuleBasedStateMachine):
         for site in self.world.sites:
             park = site.park
             staged = [*park.silent, *park.speaking, *park.between]
-            waiting = {parked for parked in staged if not parked.is_in_hand}
-            assert len(staged) == len(set(staged))
-            assert len(park) == len(waiting)
-            assert sorted(park.by_fd) == sorted(parked.fd for parked in park.by_fd.values())
-            assert {*park.by_fd.values()} <= waiting
-            for parked in waiting - {*park.by_fd.values()}:
+            waiting = set(filter(park.is_free, staged))
+            assert len(staged) == len(set(staged)) == len(park)
+            known = {**park.by_fd, **park.regulars}
+            assert len(known) == len(park.by_fd) + len(park.regulars)
+            assert sorted(known) == sorted(parked.fd for parked in known.values())
+            assert {parked for parked in waiting if parked.is_regular} == {*park.regulars.values()}
+            assert {*known.values()} <= waiting
+            for parked in waiting - {*known.values()}:
                 assert parked.request.fileno() < 0  # closed by its handler, and its number reused
             told = self.world.board.crowds.read(site.ordinal)
             assert told == Counter(parked.address[0] for parked in staged)
@@ -234,17 +237,16 @@ class Parks(RuleBasedStateMachine):
             assert not any(parked.is_between or parked.has_begun for parked in park.silent)
             assert all(parked.has_begun for parked in park.speaking)
             assert all(parked.is_between and not parked.has_begun for parked in park.between)
-            for stage in (park.silent, park.between):
-                came = [parked for parked in stage if not self.world.client_at(parked.address).has_moved]
-                since = [parked.since for parked in came]
-                assert all(first <= second + 1e-3 for first, second in itertools.pairwise(since))
+            came = [parked for parked in park.silent if not self.world.client_at(parked.address).has_moved]
+            since = [parked.since for parked in came]
+            assert all(first <= second + 1e-3 for first, second in itertools.pairwise(since))
             assert len(park) <= MAX_PARKED
 
     def teardown(self) -> None:
         world = self.world
         for site in world.sites:
-            for lane in range(LANES):
-                if site.lanes[lane] is not None:
+            for lane, held in enumerate(site.lanes):
+                if held is not None:
                     site.exchange(lane, goes_on=False, has_stock_finish=True)
             for parked in [*site.park.take_out(), *site.park.take_back(), *site.unsent]:
                 site.end(parked)
