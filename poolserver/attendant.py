@@ -16,6 +16,7 @@ from poolserver.park import Park
 from poolserver.parked import UNFIT, Limits, Parked
 from poolserver.processors import has_spare, waited
 from poolserver.rows import Outcome
+from poolserver.shortage import Attention
 from poolserver.station import Terms
 
 CLOSE_LOOK = 0.005
@@ -50,6 +51,10 @@ SAMPLED = 16
 """Lanes that are asked whether they want a processor. Of many in one process most wait for the interpreter instead, and
 to ask them all at each look took it from them (measured, 256 lanes, all held: 0.8 of a processor, 0.05 now)."""
 
+STEP_BACK = 0.005
+"""Seconds for which a worker leaves newcomers to others when it has more than its share of those that wait. What comes
+first to a worker that has time stays there, else: of 500 clients that came at once, one of 16 workers took 231."""
+
 TICK = 1.0
 """Seconds between looks while nothing is near its limit; the crew looks as often for its own affairs."""
 
@@ -81,6 +86,7 @@ class Attendant:
         terms: Terms,
         claims: Claims,
         pairs: Pairs | None,
+        attention: Attention,
         has_processor: Callable[[], bool] = has_spare,
         has_waited: Callable[[int], float] = waited,
     ) -> None:
@@ -90,6 +96,7 @@ class Attendant:
         self.unsent: collections.deque[Parked] = collections.deque()
         self._claims = claims
         self._pairs = pairs
+        self._attention, self._turns_back = attention, math.inf
         self._quiet_looks = 0
         self.is_stressed = False
         self._park = park
@@ -109,11 +116,14 @@ class Attendant:
     def deadline(self) -> float:
         """When to ``look`` next; never while nothing is parked."""
         if self.is_close or self.unsent:
-            return self._next_close_look
-        return self._next_look if self._park else math.inf
+            return min(self._next_close_look, self._turns_back)
+        return min(self._next_look if self._park else math.inf, self._turns_back)
 
     def look(self, now: float) -> None:
         """End what is due, at most every ``SOON``; while every lane is busy, give what is ready to others."""
+        if now >= self._turns_back:
+            self._turns_back = math.inf
+            self._attention.turn_back(self)
         if self.is_close or self.unsent or self.hands_over:
             self._look_closely(now)
             self._next_close_look = now + self._pace
@@ -125,6 +135,13 @@ class Attendant:
         for parked in self._park.due(now, self._limits):
             self.end(parked)
         self._next_look = max(now + SOON, min(now + TICK, self._park.nearest(self._limits)))
+
+    def step_back(self, now: float) -> None:
+        """This worker has more than its share: others shall have who comes in the next moments."""
+        self._park.has_too_many = False
+        if not self._is_draining:
+            self._attention.turn_from(self)
+            self._turns_back = now + STEP_BACK
 
     def tick(self) -> None:
         """At each tick: a sign of life, what status shows, and this worker's share of ``max_parked``."""
@@ -142,6 +159,7 @@ class Attendant:
             self._keep_all(hand_over=hand_over)
             return
         self._is_draining = True
+        self._turns_back = math.inf
         self._pace = CLOSE_LOOK
         self._park.row.leave(len(self._lanes))
         self.hands_over = hand_over and self._pairs is not None
