@@ -39,6 +39,10 @@ QUIET_LOOKS = 3
 FULL_LOOKS = 2
 """After so many looks in a row that find no lane free, what is ready goes to others that are."""
 
+SPARE_LOOKS = 3
+"""After so many looks in a row that find a processor to spare, one is, where lanes get on fast: of a saturated machine
+every look sees another moment."""
+
 STILL_LOOKS = 2
 """After so many looks in a row at which every lane has what it had before, and not because other threads had the
 processors, its lanes count as held."""
@@ -112,6 +116,7 @@ class Attendant:
         self._turns, self._last_turn = 0, 0.0
         self._waits = (-math.inf, 0.0)
         self._full_looks = self._still_looks = 0
+        self._spare_looks = SPARE_LOOKS
 
     def deadline(self) -> float:
         """When to ``look`` next; never while nothing is parked."""
@@ -238,13 +243,11 @@ class Attendant:
         self._full_looks = self._full_looks + 1 if is_full else 0
         self._still_looks = self._still_looks + 1 if is_full and not turns and not is_starved else 0
         self._quiet_looks = 0 if is_full or turns else self._quiet_looks + 1
-        self._pace = self._slower() if is_starved or turns >= BRISK else CLOSE_LOOK
+        self._set_pace(is_pressed=is_starved or turns >= BRISK)
         if self._full_looks >= FULL_LOOKS:
             self._relieve()
         if self._quiet_looks >= QUIET_LOOKS:
-            self.is_close = (
-                False  # before it is asked once more: a lane that takes a connection after that sets it again
-            )
+            self.is_close = False  # before the next line asks: a lane that takes a connection after it sets it again
         if self._quiet_looks < QUIET_LOOKS or self._is_full():
             self.is_close = True
 
@@ -252,9 +255,12 @@ class Attendant:
         """Whether every lane has a connection while others wait off them."""
         return self._park.has_waiting and all(lane.request is not None for lane in self._lanes)
 
-    def _slower(self) -> float:
-        pace = SLOWING * self._pace
-        return min(pace, SATURATED_LOOK if pace > FARTHEST_LOOK and not self._has_processor() else FARTHEST_LOOK)
+    def _set_pace(self, *, is_pressed: bool) -> None:
+        if not is_pressed:
+            self._pace, self._spare_looks = CLOSE_LOOK, SPARE_LOOKS
+            return
+        self._spare_looks = self._spare_looks + 1 if self._has_processor() else 0
+        self._pace = min(SLOWING * self._pace, FARTHEST_LOOK if self._spare_looks >= SPARE_LOOKS else SATURATED_LOOK)
 
     def _is_starved(self, now: float) -> bool:
         """Whether lanes got nowhere for want of a processor: for most of the time since this was asked last, they were
@@ -284,7 +290,8 @@ class Attendant:
         idle = self._park.row.lanes(self._claims.rows)[1]
         if not (idle and self._pairs is not None and self._pairs.ready.is_empty):
             return
-        if self._still_looks < STILL_LOOKS and not self._has_processor():
+        has_processor = self._spare_looks >= SPARE_LOOKS and self._has_processor()
+        if self._still_looks < STILL_LOOKS and not has_processor:
             return
         for parked in self._park.overdue(idle):
             if not (may_leave(parked) and self._park.send(parked, functools.partial(send, self._pairs.ready))):
