@@ -207,7 +207,7 @@ class Handling:
             return self._converse(server, request, parked.conversation, parked)
         station = self._station
         may_be_reset: Any = station.is_tcp
-        if parked is None and station.is_plain:
+        if parked is None and station.is_direct:
             # Nobody has taken its error yet, and SO_ERROR takes half as long as TCP_INFO (0.5 us of 0.9).
             may_be_reset = request.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if may_be_reset and is_reset(request):
