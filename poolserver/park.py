@@ -111,7 +111,8 @@ class Park(Stages):
         Written for few steps, and without the lock: they are what keep-alive costs.
         """
         fd, regulars = parked.fd, self.regulars
-        regulars[fd] = parked  # before anybody is told of it; from here on it may be another's
+        if regulars.setdefault(fd, parked) is not parked:  # before anybody is told of it; then it may be another's
+            return False  # closed by a thread of its handler: the number is
         if self._tells_once:
             try:
                 self._wakeups.tell_again(fd)
@@ -131,6 +132,8 @@ class Park(Stages):
             parked.is_regular = False
             if parked.request.fileno() == parked.fd:
                 self._wakeups.heed(parked.fd)
+            else:  # detached: what is on it now would go on telling
+                self._forget(parked)
             del self.between[parked]
             self._publish(parked, -1)
             self._give(parked, lane)
