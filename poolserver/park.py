@@ -279,9 +279,13 @@ class Park(Stages):
         return True
 
     def _retake(self, parked: Parked) -> bool:
-        """What was just put back is the lane's again, unless somebody was quicker."""
+        """What was just put back is the lane's again, unless somebody was quicker, and be it to leave it there."""
         with self._lock:
-            return self.regulars.get(parked.fd) is parked and self.regulars.pop(parked.fd, None) is not None
+            if self.regulars.get(parked.fd) is parked and self.regulars.pop(parked.fd, None) is not None:
+                return True
+            if self.by_fd.get(parked.fd) is parked:
+                self._wakeups.watch_on(parked.fd)  # where lanes look now
+            return False
 
     def _watch(self, parked: Parked) -> bool:
         """Whoever had its number before was closed by a thread of its handler, and, a stray, is found at its limit."""

@@ -1,5 +1,6 @@
 """One park, step by step: looks that never wait, edges that are never lost, limits, shares, and who is closed how."""
 
+import dataclasses
 import errno
 import itertools
 import math
@@ -355,6 +356,27 @@ def test_borrowed_connection_that_its_handler_closes_takes_no_place_from_who_has
     assert taken(site) is newcomer
     client.close()
     request.close()
+
+
+def test_what_is_put_back_as_lanes_part_is_told_of_where_they_look(
+    world: World, ends: Ends, regular: Parked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher has looked at it meanwhile, and leaves it to a lane: its next request is there."""
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    site.park.part()
+    ends[1].recv(100)
+    ends[0].sendall(b"line\n")
+    tell_again = site.wakeups.tell_again
+
+    def look(fd: int) -> None:
+        assert site.park.due(time.monotonic(), dataclasses.replace(LIMITS, keep_alive=-math.inf)) == []
+        tell_again(fd)
+
+    monkeypatch.setattr(site.wakeups, "tell_again", look)
+    assert site.put_back(regular)
+    assert site.wakeups.wait_parked(0) == regular.fd
+    assert site.park.take(regular.fd) is regular
 
 
 def test_borrowed_connection_whose_number_is_another_regulars_goes_not_in_its_place(
