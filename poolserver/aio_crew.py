@@ -48,7 +48,6 @@ class LoopCrew(Crew):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.here = _HereOnLoop()  # type: ignore[assignment]
-        self.wakeups.is_shared = False
         self._asked = 0.0
         self._is_blocked = False
 

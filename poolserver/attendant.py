@@ -16,6 +16,7 @@ from poolserver.park import Park
 from poolserver.parked import UNFIT, Limits, Parked
 from poolserver.processors import has_spare, waited
 from poolserver.rows import Outcome
+from poolserver.shortage import Attention
 from poolserver.station import Terms
 
 CLOSE_LOOK = 0.005
@@ -38,6 +39,10 @@ QUIET_LOOKS = 3
 FULL_LOOKS = 2
 """After so many looks in a row that find no lane free, what is ready goes to others that are."""
 
+SPARE_LOOKS = 3
+"""After so many looks in a row that find a processor to spare, one is, where lanes get on fast: of a saturated machine
+every look sees another moment."""
+
 STILL_LOOKS = 2
 """After so many looks in a row at which every lane has what it had before, and not because other threads had the
 processors, its lanes count as held."""
@@ -49,6 +54,10 @@ have time get their share of the processors, too."""
 SAMPLED = 16
 """Lanes that are asked whether they want a processor. Of many in one process most wait for the interpreter instead, and
 to ask them all at each look took it from them (measured, 256 lanes, all held: 0.8 of a processor, 0.05 now)."""
+
+STEP_BACK = 0.005
+"""Seconds for which a worker leaves newcomers to others when it has more than its share of those that wait. What comes
+first to a worker that has time stays there, else: of 500 clients that came at once, one of 16 workers took 231."""
 
 TICK = 1.0
 """Seconds between looks while nothing is near its limit; the crew looks as often for its own affairs."""
@@ -81,6 +90,7 @@ class Attendant:
         terms: Terms,
         claims: Claims,
         pairs: Pairs | None,
+        attention: Attention,
         has_processor: Callable[[], bool] = has_spare,
         has_waited: Callable[[int], float] = waited,
     ) -> None:
@@ -90,6 +100,7 @@ class Attendant:
         self.unsent: collections.deque[Parked] = collections.deque()
         self._claims = claims
         self._pairs = pairs
+        self._attention, self._turns_back = attention, math.inf
         self._quiet_looks = 0
         self.is_stressed = False
         self._park = park
@@ -105,15 +116,19 @@ class Attendant:
         self._turns, self._last_turn = 0, 0.0
         self._waits = (-math.inf, 0.0)
         self._full_looks = self._still_looks = 0
+        self._spare_looks = SPARE_LOOKS
 
     def deadline(self) -> float:
         """When to ``look`` next; never while nothing is parked."""
         if self.is_close or self.unsent:
-            return self._next_close_look
-        return self._next_look if self._park else math.inf
+            return min(self._next_close_look, self._turns_back)
+        return min(self._next_look if self._park else math.inf, self._turns_back)
 
     def look(self, now: float) -> None:
         """End what is due, at most every ``SOON``; while every lane is busy, give what is ready to others."""
+        if now >= self._turns_back:
+            self._turns_back = math.inf
+            self._attention.turn_back(self)
         if self.is_close or self.unsent or self.hands_over:
             self._look_closely(now)
             self._next_close_look = now + self._pace
@@ -125,6 +140,13 @@ class Attendant:
         for parked in self._park.due(now, self._limits):
             self.end(parked)
         self._next_look = max(now + SOON, min(now + TICK, self._park.nearest(self._limits)))
+
+    def step_back(self, now: float) -> None:
+        """This worker has more than its share: others shall have who comes in the next moments."""
+        self._park.has_too_many = False
+        if not self._is_draining:
+            self._attention.turn_from(self)
+            self._turns_back = now + STEP_BACK
 
     def tick(self) -> None:
         """At each tick: a sign of life, what status shows, and this worker's share of ``max_parked``."""
@@ -142,6 +164,7 @@ class Attendant:
             self._keep_all(hand_over=hand_over)
             return
         self._is_draining = True
+        self._turns_back = math.inf
         self._pace = CLOSE_LOOK
         self._park.row.leave(len(self._lanes))
         self.hands_over = hand_over and self._pairs is not None
@@ -220,13 +243,11 @@ class Attendant:
         self._full_looks = self._full_looks + 1 if is_full else 0
         self._still_looks = self._still_looks + 1 if is_full and not turns and not is_starved else 0
         self._quiet_looks = 0 if is_full or turns else self._quiet_looks + 1
-        self._pace = self._slower() if is_starved or turns >= BRISK else CLOSE_LOOK
+        self._set_pace(is_pressed=is_starved or turns >= BRISK)
         if self._full_looks >= FULL_LOOKS:
             self._relieve()
         if self._quiet_looks >= QUIET_LOOKS:
-            self.is_close = (
-                False  # before it is asked once more: a lane that takes a connection after that sets it again
-            )
+            self.is_close = False  # before the next line asks: a lane that takes a connection after it sets it again
         if self._quiet_looks < QUIET_LOOKS or self._is_full():
             self.is_close = True
 
@@ -234,9 +255,12 @@ class Attendant:
         """Whether every lane has a connection while others wait off them."""
         return self._park.has_waiting and all(lane.request is not None for lane in self._lanes)
 
-    def _slower(self) -> float:
-        pace = SLOWING * self._pace
-        return min(pace, SATURATED_LOOK if pace > FARTHEST_LOOK and not self._has_processor() else FARTHEST_LOOK)
+    def _set_pace(self, *, is_pressed: bool) -> None:
+        if not is_pressed:
+            self._pace, self._spare_looks = CLOSE_LOOK, SPARE_LOOKS
+            return
+        self._spare_looks = self._spare_looks + 1 if self._has_processor() else 0
+        self._pace = min(SLOWING * self._pace, FARTHEST_LOOK if self._spare_looks >= SPARE_LOOKS else SATURATED_LOOK)
 
     def _is_starved(self, now: float) -> bool:
         """Whether lanes got nowhere for want of a processor: for most of the time since this was asked last, they were
@@ -266,7 +290,8 @@ class Attendant:
         idle = self._park.row.lanes(self._claims.rows)[1]
         if not (idle and self._pairs is not None and self._pairs.ready.is_empty):
             return
-        if self._still_looks < STILL_LOOKS and not self._has_processor():
+        has_processor = self._spare_looks >= SPARE_LOOKS and self._has_processor()
+        if self._still_looks < STILL_LOOKS and not has_processor:
             return
         for parked in self._park.overdue(idle):
             if not (may_leave(parked) and self._park.send(parked, functools.partial(send, self._pairs.ready))):

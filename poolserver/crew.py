@@ -26,7 +26,7 @@ from poolserver.park import Park
 from poolserver.parked import Parked
 from poolserver.rows import Outcome, Quarters
 from poolserver.shared_socket import SharedSocket
-from poolserver.shortage import Shortage
+from poolserver.shortage import Attention, Shortage
 from poolserver.signals import wait_readable
 from poolserver.socket_options import defer_accept
 from poolserver.station import Station, Terms
@@ -79,27 +79,24 @@ class Crew:
         passed: dict[int, Any] = intakes(pairs, self.stations) if pairs is not None else {}
         self.intakes: list[Intake] = list(passed.values())
         posts = self.stations | passed if self.lanes_accept else passed
-        is_one = len(quarters.lanes) == 1
-        self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=not is_one, has_one_lane=is_one and self.lanes_accept)
+        self.wakeups: Wakeups[Any] = Wakeups(posts, lanes=len(quarters.lanes) if self.lanes_accept else 0)
         self.park = Park(self.wakeups, quarters, register.claims, terms)
         takers = [fd for fd, post in posts.items() if not isinstance(post, Station) or post.is_stream]
-        self.shortage = Shortage(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_to(takers))
+        attention = Attention(lambda: self.wakeups.turn_from(takers), lambda: self.wakeups.listen_again(takers))
+        self.shortage = Shortage(attention)
         self.lost_listener, self.serves_queue, self._is_released = "", False, False
-        self._rows, self._on_stop_asked, self._on_released = quarters.lanes, on_stop_asked, on_released
+        self._rows, self._on_released = quarters.lanes, on_released
+        self.ask_stop = on_stop_asked  # by a handler, or a thread that it started: ``server.shutdown()``
         self._phase, self._phase_ends = Phase.SERVING, math.inf
         self.is_leaving = False  # every lane asks for each connection: not a property
         self._idle_ends = self._next_service = math.inf
         self._next_tick, self._next_deadlines = 0.0, 0.0 if terms.handler_timeout else math.inf
         self._lock = threading.RLock()  # between retire/cut from one thread, the watcher, and lanes that leave
         self._lanes: list[Lane] = []
-        self.attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs)
+        self.attendant = Attendant(self.park, self._lanes, terms, register.claims, pairs, attention)
         self._threads: dict[Lane, threading.Thread] = {}
         self._may_accept = threading.Event()
         self._present: set[Lane] = set()  # a thread is alive a little longer than its lane
-
-    @property
-    def hands_over(self) -> bool:
-        return self.attendant.hands_over
 
     @property
     def has_parked(self) -> bool:
@@ -122,9 +119,10 @@ class Crew:
         self.attendant.unsent.append(parked)
         self.watch_closely()
 
-    def ask_stop(self) -> None:
-        """A handler, or a thread that it started, called ``server.shutdown()``."""
-        self._on_stop_asked()
+    def step_back(self) -> None:
+        """Let other workers have newcomers for a moment."""
+        self.attendant.step_back(time.monotonic())
+        self._wake()
 
     def mend(self, station: Station, error: OSError) -> None:
         """A lane met a listener that a handler broke; one beyond repair ends the crew."""

@@ -33,7 +33,9 @@ _SERVED = Outcome.SERVED  # to look it up in its class takes as long as ten othe
 
 
 class Watcher(Protocol):
-    """Who looks after the parked; ``is_close``: often."""
+    """Who looks after the parked; ``is_close``: often. ``hands_over``: to other workers, since this one leaves."""
+
+    hands_over: bool
 
     @property
     def is_close(self) -> bool: ...
@@ -53,9 +55,6 @@ class CrewOfLane(Protocol):
     def attendant(self) -> Watcher: ...
 
     @property
-    def hands_over(self) -> bool: ...
-
-    @property
     def has_parked(self) -> bool: ...
 
     @property
@@ -70,6 +69,8 @@ class CrewOfLane(Protocol):
     def watch_closely(self, *, if_full: bool = False) -> None: ...
 
     def hand_over(self, parked: Parked) -> None: ...
+
+    def step_back(self) -> None: ...
 
     def mend(self, station: Station, error: OSError) -> None: ...
 
@@ -206,7 +207,7 @@ class Handling:
             return self._converse(server, request, parked.conversation, parked)
         station = self._station
         may_be_reset: Any = station.is_tcp
-        if parked is None and station.is_plain:
+        if parked is None and station.is_direct:
             # Nobody has taken its error yet, and SO_ERROR takes half as long as TCP_INFO (0.5 us of 0.9).
             may_be_reset = request.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if may_be_reset and is_reset(request):
@@ -244,7 +245,7 @@ class Handling:
     def _is_to_end(self, has_input: bool) -> bool:
         """Whether a conversation that could go on ends here: its connection was cut, or its worker leaves and nobody
         is to have it."""
-        is_left = self._crew.is_leaving and not self._crew.hands_over and not has_input
+        is_left = self._crew.is_leaving and not self._crew.attendant.hands_over and not has_input
         return is_left or self.is_ended_from_outside
 
     def _on_failure(self, server: LaneServer, request: Any, address: Any) -> None:
@@ -268,6 +269,8 @@ class Handling:
         """Leave it to the park, and end whoever must go for it."""
         for victim in self._crew.park.add(parked, self._row.number):
             self._end(victim)
+        if self._crew.park.has_too_many:
+            self._crew.step_back()
         if self._crew.is_leaving:
             self._crew.watch_closely()
 
@@ -282,7 +285,7 @@ class Handling:
                 self._on_failure(parked.station.server, parked.request, parked.address)
                 self._moved = None
                 parked.is_leaving = False
-        if parked.is_leaving and self._crew.hands_over:
+        if parked.is_leaving and self._crew.attendant.hands_over:
             parked.conversation = None
             self._crew.hand_over(parked)
         else:

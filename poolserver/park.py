@@ -13,7 +13,7 @@ from poolserver import access
 from poolserver.adapter import close_for_good, shut
 from poolserver.claims import Claims
 from poolserver.parked import READY, Limits, Parked
-from poolserver.rows import BETWEEN, NEW, Outcome, Quarters
+from poolserver.rows import BETWEEN, EXCESS, NEW, Outcome, Quarters
 from poolserver.stages import Stages
 from poolserver.station import Terms
 from poolserver.transit import Transit
@@ -39,8 +39,10 @@ class Park(Stages):
         self._max_head = terms.max_head
         self._has_access_log = terms.has_access_log
         self.row, self.crowd, self._ordinal = quarters.crew, quarters.crowd, quarters.ordinal
+        self._lanes = len(quarters.lanes)
         self._wakeups, self._claims, self._lock = wakeups, claims, claims.lock
         self._new = self._between = 0
+        self.has_too_many = False  # as of its row, when it last looked
         self._tells_once, self._has_parted = wakeups.tells_once, False
         self._transit = Transit(claims, quarters.ordinal)
 
@@ -58,6 +60,8 @@ class Park(Stages):
             self._count(parked, lane)
             if not len(self) % self._share:
                 self._share_out()
+            if len(self) > EXCESS and not len(self) % EXCESS:
+                self.has_too_many = self.row.has_too_many(self._claims.rows, self._lanes)
             gone = [self._evict(parked)] if len(self) >= self.quota else []
             if parked.ending is None and not self._watch(parked):
                 gone.append(parked)

@@ -111,7 +111,7 @@ def has_usual(request: Any, usual_end: bytes, most: int) -> bool:
     if isinstance(request, ssl.SSLSocket) or request.gettimeout():
         return False
     try:
-        octets = _recv(request, most if most < _GLANCE else _GLANCE, _PEEK)
+        octets = _recv(request, (most if most < _GLANCE else _GLANCE) if usual_end else 1, _PEEK)
     except OSError:
         return False
     return octets != b"" and octets.endswith(usual_end)

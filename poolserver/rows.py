@@ -19,6 +19,11 @@ ROW_BYTES = ROW_WORDS * 8
 follows is how long the lane's handlers took."""
 STATE, SINCE, _ACCEPTED, _FIRST_OUTCOME = range(4)
 NEW, BETWEEN = range(2)
+EXCESS = 8
+"""By so many parked connections workers may differ, however few there are."""
+
+HELD_NS = 250_000_000
+"""A lane that has had a connection for longer may have it for long."""
 LEAVING, OLDEST, STRESS, SIGN, LEFT = range(35, 40)
 """Words of the crew's half; its counters stand where a lane's do."""
 
@@ -140,6 +145,19 @@ class CrewRow:
             if 0 < count <= rows:
                 states[row : row + count] = [LaneState.ABSENT] * count
         return states.count(LaneState.BUSY) + states.count(LaneState.HUNG), states.count(LaneState.IDLE)
+
+    def has_too_many(self, rows: int, lanes: int) -> bool:
+        """Whether this worker, of so many lanes, has far more than its share of what is parked, and any other is not
+        held."""
+        own = self._words[NEW] + self._words[BETWEEN]
+        share = (own + self.parked_by_others(rows)) * lanes / max(sum(self.lanes(rows)), lanes)
+        return own > 1.5 * share + EXCESS and self._able(rows) > lanes
+
+    def _able(self, rows: int) -> int:
+        """How many lanes of the pool have time, or soon will."""
+        end, long_ago = rows * ROW_WORDS, now_ns() - HELD_NS
+        lanes = zip(self._board[:end:ROW_WORDS], self._board[SINCE:end:ROW_WORDS], strict=True)
+        return sum(state == 1 or (state == 2 and since > long_ago) for state, since in lanes)
 
     def leave(self, lanes: int) -> None:
         """This worker, of so many lanes, is to leave."""

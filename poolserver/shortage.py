@@ -1,4 +1,5 @@
-"""Out of descriptors or memory: how the lanes of one crew hold back and say so once. And how many there are."""
+"""How the lanes of one crew hold back: out of descriptors or memory, which is said once, or with more connections than
+others have. And how many descriptors there are."""
 
 import errno
 import logging
@@ -35,17 +36,40 @@ def most_descriptors() -> float:
     return math.inf if most == resource.RLIM_INFINITY else most
 
 
+class Attention:
+    """Lanes turn from the listeners while there is a reason to: one that waits for them takes wake-ups from sibling
+    workers that could serve."""
+
+    def __init__(self, turn_from: Callable[[], None], listen: Callable[[], None]) -> None:
+        self._turn_from, self._listen = turn_from, listen
+        self._reasons: set[object] = set()
+        self._lock = threading.Lock()
+
+    def turn_from(self, reason: object) -> None:
+        """Until ``turn_back`` for the same reason."""
+        with self._lock:
+            if not self._reasons:
+                self._turn_from()
+            self._reasons.add(reason)
+
+    def turn_back(self, reason: object) -> None:
+        """Unless there is another reason left."""
+        with self._lock:
+            if reason in self._reasons:
+                self._reasons.remove(reason)
+                if not self._reasons:
+                    self._listen()
+
+
 class Shortage:
     """Out of descriptors or memory: one line for each episode, whichever lane of the crew meets it first.
 
-    While it ``is_on``, lanes wait for what they have alone, and one tries accept(2) after each pause: a lane that waits
-    for the listener takes wake-ups from sibling workers that could serve. ``on_begin`` and ``on_end`` see to that.
+    While it ``is_on``, lanes wait for what they have alone, and one tries accept(2) after each pause.
     """
 
-    def __init__(self, on_begin: Callable[[], None], on_end: Callable[[], None]) -> None:
+    def __init__(self, attention: Attention) -> None:
         self.is_on = False
-        self._on_begin = on_begin
-        self._on_end = on_end
+        self._attention = attention
         self._next_try = 0.0
         self._is_told = False
         self._since = 0.0
@@ -55,8 +79,7 @@ class Shortage:
     def begin(self, error: OSError) -> None:
         with self._lock:
             self._next_try = time.monotonic() + PAUSE
-            if not self.is_on:
-                self._on_begin()
+            self._attention.turn_from(self)
             self.is_on = True
             if self._is_told:
                 return
@@ -69,7 +92,7 @@ class Shortage:
             if self.is_on:
                 self.is_on = False
                 self._until = time.monotonic()
-                self._on_end()
+                self._attention.turn_back(self)
 
     def is_due(self) -> bool:
         """Whether it is time to try, though there is other work."""

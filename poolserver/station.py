@@ -51,9 +51,10 @@ class Station:
     """With which TLS is spoken here."""
 
     def __post_init__(self) -> None:
-        is_direct = self.first_step is Step.REQUEST and self.wait is Wait.NONE
-        self.is_plain = self.is_tcp and is_direct and not self.may_block
-        """Whether a connection goes from accept(2) to its handler: nobody waits for, or has looked at, what it sent."""
+        self.is_direct = self.is_tcp and self.first_step is Step.REQUEST and not self.may_block
+        """Whether nothing that was sent is taken, nor an error, before the handler has a connection."""
+        self.is_plain = self.is_direct and self.wait is Wait.NONE
+        """Whether it goes from accept(2) to its handler: nobody waits for what it sent."""
 
     def is_intact(self) -> bool:
         """Whether the server's descriptor still is the listener: a closed number soon is another's connection."""

@@ -39,12 +39,13 @@ class Wakeups(Generic[T]):
     more and passes it on.
     """
 
-    def __init__(self, posts: dict[int, T], *, is_shared: bool, has_one_lane: bool = False) -> None:
-        self.is_shared = is_shared
-        self.tells_once = not has_one_lane
+    def __init__(self, posts: dict[int, T], *, lanes: int) -> None:
+        """``lanes`` wait here; where it is an event loop that does, none."""
+        self.is_shared = lanes > 1
+        self.tells_once = lanes != 1
         self.batch: collections.deque[int] = collections.deque()
         """What a lane that is alone in its process was told of and has not come to."""
-        self._most = BATCH if has_one_lane else 1
+        self._most = 1 if self.tells_once else BATCH
         self._posts = posts
         self._again: collections.deque[T] = collections.deque()
         self._kept: dict[int, int] = {}
@@ -90,6 +91,12 @@ class Wakeups(Generic[T]):
         edge = select.EPOLLET if self.is_shared else 0
         for fd in posts:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE | edge)
+
+    def listen_again(self, posts: Iterable[int]) -> None:
+        """Wake lanes for what they had turned from."""
+        for fd in posts:
+            with contextlib.suppress(OSError):  # closed meanwhile, by a handler or since the lanes are to leave
+                self.listen_to([fd])
 
     def turn_from(self, posts: Iterable[int]) -> None:
         """Wake no lane for these posts: what comes there wakes other workers."""

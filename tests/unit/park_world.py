@@ -105,7 +105,7 @@ class Site:
         self.here = station()
         lanes = 1 if ordinal in ALONE else LANES
         posts: dict[int, Any] = {**intakes(world.pairs, {0: self.here})}
-        self.wakeups: Wakeups[Any] = Wakeups(posts, is_shared=lanes > 1, has_one_lane=lanes == 1)
+        self.wakeups: Wakeups[Any] = Wakeups(posts, lanes=lanes)
         self.wakeups.open()
         quarters = world.board.quarters(world.berths[ordinal])
         self.park = Park(self.wakeups, quarters, self.claims, Terms(max_parked=world.max_parked, max_head=MAX_HEAD))

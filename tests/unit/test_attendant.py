@@ -3,11 +3,11 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from park_world import Ends, Site, Talk, World
+from park_world import LANES, Ends, Site, Talk, World
 
 from poolserver.attendant import (
     BRISK,
@@ -19,12 +19,14 @@ from poolserver.attendant import (
     QUIET_LOOKS,
     SAMPLED,
     SATURATED_LOOK,
+    STEP_BACK,
     STILL_LOOKS,
     Attendant,
 )
 from poolserver.handover import Pairs
 from poolserver.parked import Parked
-from poolserver.rows import Outcome
+from poolserver.rows import BETWEEN, EXCESS, HELD_NS, SINCE, Outcome
+from poolserver.shortage import Attention
 from poolserver.station import Terms
 
 
@@ -45,6 +47,7 @@ class Crew:
     lanes: list[Lane]
     attendant: Attendant
     now: float = 0.0
+    listening: list[str] = field(default_factory=list)
     has_processor: bool = True
     has_waited: float = 0.0
     asked: int = 0
@@ -89,9 +92,11 @@ def make_crew(world: World) -> MakeCrew:
         here = [Lane() for _ in range(lanes)]
         site = world.sites[ordinal]
         terms = {"head_timeout": 0, "keep_alive": 0} | terms
-        given = Terms(**terms), site.claims, pairs, lambda: crew.has_processor, lambda _: crew.waited()
+        listening: list[str] = []
+        attention = Attention(lambda: listening.append("turns"), lambda: listening.append("back"))
+        given = Terms(**terms), site.claims, pairs, attention, lambda: crew.has_processor, lambda _: crew.waited()
         attendant = Attendant(site.park, here, *given)  # type: ignore[arg-type]
-        crew = Crew(site, here, attendant, time.monotonic())
+        crew = Crew(site, here, attendant, time.monotonic(), listening)
         return crew
 
     return make
@@ -516,3 +521,81 @@ def test_stress_is_no_matter_for_one_that_leaves(make_crew: MakeCrew, ends: Ends
     assert len(crew.site.park) == 1
     crew.look(0.6)
     assert len(crew.site.park) == 0
+
+
+# -- newcomers that others shall have
+
+
+def test_worker_that_steps_back_turns_to_newcomers_again_soon(make_crew: MakeCrew) -> None:
+    """Though nothing else makes it look."""
+    crew = make_crew()
+    crew.site.park.has_too_many = True
+    crew.attendant.step_back(crew.now)
+    assert (crew.listening, crew.site.park.has_too_many) == (["turns"], False)
+    assert crew.attendant.deadline() == crew.now + STEP_BACK
+    crew.look(STEP_BACK / 2)
+    assert crew.listening == ["turns"]
+    crew.look(STEP_BACK / 2)
+    assert crew.listening == ["turns", "back"]
+    assert crew.attendant.deadline() == float("inf")
+
+
+def test_worker_that_leaves_turns_to_no_newcomers(make_crew: MakeCrew) -> None:
+    crew = make_crew()
+    crew.attendant.step_back(crew.now)
+    crew.attendant.drain(crew.now, hand_over=False)
+    crew.look(STEP_BACK)
+    crew.attendant.step_back(crew.now)
+    crew.look(STEP_BACK)
+    assert crew.listening == ["turns"]
+
+
+def test_lanes_turn_from_newcomers_while_there_is_any_reason() -> None:
+    listening: list[str] = []
+    attention = Attention(lambda: listening.append("turns"), lambda: listening.append("back"))
+    attention.turn_back("never")
+    attention.turn_from("one")
+    attention.turn_from("one")
+    attention.turn_from("other")
+    attention.turn_back("one")
+    attention.turn_back("one")
+    assert listening == ["turns"]
+    attention.turn_back("other")
+    assert listening == ["turns", "back"]
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "able", "expected"),
+    [
+        (EXCESS, 0, True, False),
+        (4 * EXCESS, 0, True, True),
+        (4 * EXCESS, 0, False, False),
+        (4 * EXCESS, 4 * EXCESS, True, False),
+        (100, 100, True, False),
+        (130, 50, True, True),
+    ],
+)
+def test_worker_with_far_more_than_its_share_has_too_many_while_others_are_not_held(
+    world: World, own: int, others: int, able: bool, expected: bool
+) -> None:
+    """Of three workers. Those that have had their connections for long may have them for long."""
+    quarters = [world.board.quarters(berth) for berth in world.berths]
+    for each, between in zip(quarters, (own, others, others), strict=True):
+        each.crew.parked(BETWEEN, between)
+        for row in each.lanes:
+            row.begin("192.0.2.1:1")
+            row._words[SINCE] -= 0 if able else 2 * HELD_NS
+    assert quarters[0].crew.has_too_many(len(quarters) * LANES, LANES) is expected
+
+
+def test_park_looks_whether_it_has_too_many_as_it_fills(world: World, make_crew: MakeCrew) -> None:
+    crew = make_crew()
+    for ordinal in range(3):
+        idle_lanes(world, ordinal, 2)
+    pairs = [socket.socketpair() for _ in range(3 * EXCESS + 1)]
+    for _, theirs in pairs:
+        crew.park(theirs)
+    assert crew.site.park.has_too_many
+    for mine, theirs in pairs:
+        mine.close()
+        theirs.close()

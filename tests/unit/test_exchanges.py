@@ -43,13 +43,13 @@ class Asking(Talk):
 class Crew:
     """As much as a lane asks of it."""
 
-    is_leaving = hands_over = False
+    is_leaving = False
 
     def __init__(self, site: Site) -> None:
         self.park, self.wakeups = site.park, site.wakeups
         self.terms = Terms(handler_timeout=TIMEOUT)
         self.door = SimpleNamespace(is_open=True)
-        self.attendant = SimpleNamespace(is_close=False)
+        self.attendant = SimpleNamespace(is_close=False, hands_over=False)
         self.lane: Any = None
 
     def watch_closely(self, **_: bool) -> None:
