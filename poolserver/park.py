@@ -134,10 +134,8 @@ class Park(Stages):
         """What ``lane`` took out of the regulars leaves its place: it is the lane's as after ``give``."""
         with self._lock:
             parked.is_regular = False
-            if parked.request.fileno() == parked.fd:
-                self._wakeups.heed(parked.fd)
-            else:  # detached: what is on it now would go on telling
-                self._forget(parked)
+            # Of one that is detached, whoever took it has the number, and would go on telling.
+            self._wakeups.heed(parked.fd) if parked.request.fileno() == parked.fd else self._forget(parked)
             del self.between[parked]
             self._publish(parked, -1)
             self._give(parked, lane)
@@ -285,11 +283,9 @@ class Park(Stages):
     def _retake(self, parked: Parked) -> bool:
         """What was just put back is the lane's again, unless somebody was quicker, and be it to leave it there."""
         with self._lock:
-            if self.regulars.get(parked.fd) is parked and self.regulars.pop(parked.fd, None) is not None:
-                return True
             if self.by_fd.get(parked.fd) is parked:
                 self._wakeups.watch_on(parked.fd)  # where lanes look now
-            return False
+            return self.regulars.get(parked.fd) is parked and self.regulars.pop(parked.fd, None) is not None
 
     def _watch(self, parked: Parked) -> bool:
         """Whoever had its number before was closed by a thread of its handler, and, a stray, is found at its limit."""
