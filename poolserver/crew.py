@@ -102,7 +102,7 @@ class Crew:
     def has_parked(self) -> bool:
         """Whether lanes that leave are needed still. The lock: the attendant has nothing in its hands then."""
         with self._lock:
-            return bool(self.park or self.wakeups.has_passed_on or self.attendant.unsent)
+            return bool(self.park.has_waiting or self.wakeups.has_passed_on or self.attendant.unsent)
 
     def watch_closely(self, *, if_full: bool = False) -> None:
         """A lane that leaves has parked a connection, or all have one while others are parked: be there soon."""

@@ -34,12 +34,8 @@ class Exchanges(Reception):
         request, station = parked.request, parked.station
         try:
             octets = _recv_into(request, self._glance, 0, _PEEK)
-        except BlockingIOError:  # told of what its handler has read
-            if self._lot.put_back(parked):
-                return True
-            octets = 0
         except OSError:
-            octets = 0
+            octets = 0  # closed; or read already; or urgent, of which the epoll tells, asked so, again and again
         if not octets or self._glance.find(station.usual_end, 0, octets) < 0:
             self._lot.demote(parked)
             return False

@@ -115,7 +115,8 @@ class Park(Stages):
         Written for few steps, and without the lock: they are what keep-alive costs.
         """
         fd, regulars = parked.fd, self.regulars
-        regulars[fd] = parked  # before anybody is told of it; from here on it may be another's
+        if regulars.setdefault(fd, parked) is not parked:  # before anybody is told of it; then it may be another's
+            return False  # closed by a thread of its handler: the number is
         if self._tells_once:
             try:
                 self._wakeups.tell_again(fd)
@@ -133,8 +134,8 @@ class Park(Stages):
         """What ``lane`` took out of the regulars leaves its place: it is the lane's as after ``give``."""
         with self._lock:
             parked.is_regular = False
-            if parked.request.fileno() == parked.fd:
-                self._wakeups.heed(parked.fd)
+            # Of one that is detached, whoever took it has the number, and would go on telling.
+            self._wakeups.heed(parked.fd) if parked.request.fileno() == parked.fd else self._forget(parked)
             del self.between[parked]
             self._publish(parked, -1)
             self._give(parked, lane)
@@ -280,8 +281,10 @@ class Park(Stages):
         return True
 
     def _retake(self, parked: Parked) -> bool:
-        """What was just put back is the lane's again, unless somebody was quicker."""
+        """What was just put back is the lane's again, unless somebody was quicker, and be it to leave it there."""
         with self._lock:
+            if self.by_fd.get(parked.fd) is parked:
+                self._wakeups.watch_on(parked.fd)  # where lanes look now
             return self.regulars.get(parked.fd) is parked and self.regulars.pop(parked.fd, None) is not None
 
     def _watch(self, parked: Parked) -> bool:

@@ -15,6 +15,7 @@ from poolserver.exchanges import Exchanges
 from poolserver.parked import Parked
 from poolserver.rows import Outcome
 from poolserver.station import Terms
+from poolserver.wakeups import NOTHING
 
 TIMEOUT = 5.0
 
@@ -172,10 +173,30 @@ def test_conversation_that_only_seems_ready_waits_on(world: World, crew: Crew, e
     """Its handler has read already what was told of."""
     conversation = parked(world, crew, ends[1])
     assert crew.park.regulars.pop(conversation.fd) is conversation
-    assert crew.lane._exchange(conversation)
-    assert crew.park.regulars == {conversation.fd: conversation}
+    assert not crew.lane._exchange(conversation)
+    assert crew.park.take(conversation.fd) is None
     ends[0].sendall(b"line\n")
     assert world.sites[0].wakeups.wait(0) == conversation.fd
+    assert crew.park.take(conversation.fd) is conversation
+
+
+@pytest.mark.parametrize("site", [0, 2])
+def test_urgent_byte_does_not_wake_a_lane_again_and_again(world: World, ends: Ends, site: int) -> None:
+    """The epoll tells of it, though no read gets it: for as long as it is there, if asked again each time."""
+    wakeups, park = world.sites[site].wakeups, world.sites[site].park
+    lane = Exchanges(0, Crew(world.sites[site]), world.board.quarters(world.berths[site]).lanes[0])  # type: ignore[arg-type]
+    conversation = Parked(world.sites[site].here, ends[1], ("192.0.2.1", 1), 0.0, 0, Asking(ends[1]), is_between=True)  # type: ignore[arg-type]
+    assert park.add(conversation, world.sites[site].first_lane) == []
+    try:
+        ends[0].send(b"!", socket.MSG_OOB)
+    except OSError:
+        pytest.skip("urgent bytes on Unix sockets: Linux 5.15, CONFIG_AF_UNIX_OOB")
+    wakes = 0
+    while (told := wakeups.ready(0)) != NOTHING and wakes < 10:
+        wakes += 1
+        if (regular := park.regulars.pop(told, None)) is None or not lane._exchange(regular):
+            assert park.take(told) is None
+    assert wakes < 10
 
 
 @pytest.mark.parametrize("is_put_back", [True, False])

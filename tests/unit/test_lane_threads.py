@@ -7,7 +7,7 @@ import threading
 import pytest
 from clients import wait_for
 
-from poolserver import PreThreadTCPServer
+from poolserver import ParkingMixIn, PreThreadTCPServer
 from poolserver.crew import Crew
 from poolserver.lane import Lane
 
@@ -44,3 +44,45 @@ def test_thread_that_ends_before_it_is_a_lane_is_replaced(
         serving.join(20)
     assert not serving.is_alive()
     wait_for(lambda: "died; replacing it" in caplog.text, 10, "the log's word")
+
+
+class HoldsLater(ParkingMixIn, socketserver.StreamRequestHandler):
+    """Has its lane in its second exchange, until it is let go."""
+
+    let_go = threading.Event()
+    wait_for = "line"
+
+    def handle_one_request(self) -> None:
+        line = self.rfile.readline()
+        self.wfile.write(line)
+        self.close_connection = line != b"first\n"
+        if self.close_connection:
+            self.let_go.wait(60)
+
+
+def test_lane_that_leaves_waits_for_no_conversation_that_another_has() -> None:
+    """It may hang, and the worker with it then, until the end of the time that there is for leaving."""
+
+    before = set(threading.enumerate())
+
+    def lanes() -> int:
+        return sum(thread.name.startswith("lane-") for thread in set(threading.enumerate()) - before)
+
+    with PreThreadTCPServer(("127.0.0.1", 0), HoldsLater) as server:
+        server.threads = 2
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        with socket.create_connection(server.server_address, 20) as client, client.makefile("rb") as answers:
+            for line in (b"first\n", b"second\n"):
+                client.sendall(line)
+                assert answers.readline() == line
+            assert lanes() == 2
+            stopping = threading.Thread(target=server.shutdown)
+            stopping.start()
+            try:
+                wait_for(lambda: lanes() == 1, 20, "the end of the idle lane")
+            finally:
+                HoldsLater.let_go.set()
+        for thread in (serving, stopping):
+            thread.join(20)
+            assert not thread.is_alive()

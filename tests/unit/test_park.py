@@ -1,8 +1,10 @@
 """One park, step by step: looks that never wait, edges that are never lost, limits, shares, and who is closed how."""
 
+import dataclasses
 import errno
 import itertools
 import math
+import os
 import socket
 import ssl
 import time
@@ -354,6 +356,61 @@ def test_borrowed_connection_that_its_handler_closes_takes_no_place_from_who_has
     assert taken(site) is newcomer
     client.close()
     request.close()
+
+
+def test_what_is_put_back_as_lanes_part_is_told_of_where_they_look(
+    world: World, ends: Ends, regular: Parked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher has looked at it meanwhile, and leaves it to a lane: its next request is there."""
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    site.park.part()
+    ends[1].recv(100)
+    ends[0].sendall(b"line\n")
+    tell_again = site.wakeups.tell_again
+
+    def look(fd: int) -> None:
+        assert site.park.due(time.monotonic(), dataclasses.replace(LIMITS, keep_alive=-math.inf)) == []
+        tell_again(fd)
+
+    monkeypatch.setattr(site.wakeups, "tell_again", look)
+    assert site.put_back(regular)
+    assert site.wakeups.wait_parked(0) == regular.fd
+    assert site.park.take(regular.fd) is regular
+
+
+def test_borrowed_connection_whose_number_is_another_regulars_goes_not_in_its_place(
+    world: World, ends: Ends, regular: Parked
+) -> None:
+    """A thread of its handler closes it when its lane is just about to put it back."""
+    site = world.sites[0]
+    assert borrowed(site) is regular
+    ends[1].close()
+    client, request = socket.socketpair()
+    lowest, _ = sorted((client, request), key=socket.socket.fileno)
+    newcomer = converse(site, lowest)
+    assert newcomer.fd == regular.fd
+    assert not site.park.put_back(regular)
+    site.park.release(regular, site.first_lane)
+    assert site.park.regulars == {newcomer.fd: newcomer}
+    client.sendall(b"line\n") if lowest is request else request.sendall(b"line\n")
+    assert borrowed(site) is newcomer
+    client.close()
+    request.close()
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_what_took_a_connection_from_its_handler_wakes_no_lane(world: World, ends: Ends, number: int) -> None:
+    """Whatever is unread on it."""
+    site = world.sites[number]
+    parked = converse(site, ends[1])
+    ends[0].sendall(b"line\n")
+    assert borrowed(site) is parked
+    fd = ends[1].detach()
+    site.park.release(parked, site.first_lane)
+    ends[0].sendall(b"more\n")
+    assert site.wakeups.wait(0) is None
+    os.close(fd)
 
 
 def test_borrowed_connection_that_cannot_be_watched_stays_the_lanes(
