@@ -305,7 +305,7 @@ class Park(Stages):
             return False
         self._demote(self.regulars.get(parked.fd))
         self.by_fd.pop(parked.fd, None)
-        self.stage(parked)[parked] = None
+        self.enter(parked)
         (self.regulars if parked.is_regular else self.by_fd)[parked.fd] = parked
         self._publish(parked, 1)
         return True

@@ -4,6 +4,7 @@ What is entered here is looked at and reached by ``park.py``.
 """
 
 import collections
+import heapq
 import math
 import operator
 import time
@@ -12,6 +13,9 @@ from itertools import chain, takewhile
 
 from poolserver.parked import Limits, Parked
 from poolserver.waits import Step, Verdict
+
+ELDEST = 64
+"""So many that are between two exchanges are found at once: to look at 10,000 takes a millisecond."""
 
 _Stage = collections.OrderedDict[Parked, None]
 
@@ -34,6 +38,7 @@ class Stages:
         self.speaking: _Stage = collections.OrderedDict()
         self.between: _Stage = collections.OrderedDict()
         self.regulars: dict[int, Parked] = {}
+        self._eldest: list[tuple[float, Parked]] = []
 
     def __len__(self) -> int:
         return sum(map(len, (self.prefaces, self.silent, self.speaking, self.between)))
@@ -58,6 +63,12 @@ class Stages:
             return self.speaking
         return self.between if parked.is_between else self.silent
 
+    def enter(self, parked: Parked) -> None:
+        """It stands where it belongs, behind all others."""
+        self.stage(parked)[parked] = None
+        if self._eldest and parked.since < self._eldest[0][0]:  # it came from another worker
+            self._eldest.clear()
+
     def restage(self, parked: Parked) -> bool:
         """After a look: whether it has begun to send what is waited for."""
         if parked.step is not Step.REQUEST or parked.verdict is not Verdict.PARTIAL or parked.has_begun:
@@ -81,10 +92,11 @@ class Stages:
     def victim(self) -> Parked | None:
         """Who goes when there is no room: the oldest that has sent nothing or not come to its request, else the oldest
         in the middle of one, else the oldest between two."""
-        return self._first(chain(self.unproven(), self.speaking)) or self._oldest_between()
+        return self._first(chain(self.unproven(), self.speaking)) or self._eldest_between()
 
     def late(self, now: float, limits: Limits) -> list[Parked]:
         """Who has waited longer than it may, so far as anybody has looked."""
+        self._eldest.clear()  # it may hold what is over
         late = chain(
             takewhile(lambda each: each.since < now - limits.silent, self.silent),
             (each for each in self.between if each.since < now - limits.keep_alive),
@@ -113,8 +125,18 @@ class Stages:
     def _first(self, stage: Iterable[Parked]) -> Parked | None:
         return next((each for each in stage if not each.is_in_hand), None)
 
+    def _eldest_between(self) -> Parked | None:
+        """As ``_oldest_between``, for a park that is full of them, where one must go for each that comes."""
+        while self._eldest:
+            since, parked = self._eldest[-1]
+            if parked.since == since and parked in self.between and self.is_free(parked):
+                return parked
+            self._eldest.pop()
+        eldest = heapq.nsmallest(ELDEST, filter(self.is_free, self.between), key=_since)
+        self._eldest = [(parked.since, parked) for parked in reversed(eldest)]
+        return eldest[0] if eldest else None
+
     def _oldest_between(self) -> Parked | None:
-        """Measured: 1 ms where there are 10,000."""
         return min(filter(self.is_free, self.between), key=_since, default=None)
 
 
