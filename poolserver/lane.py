@@ -19,6 +19,7 @@ from poolserver.rows import Row
 from poolserver.shortage import OUT_OF_RESOURCES, PAUSE
 from poolserver.station import Station
 from poolserver.tcp_info import has_queue, queue_length
+from poolserver.waits import Verdict
 from poolserver.wakeups import NOTHING
 
 DRAIN_LOOK = 0.1
@@ -39,6 +40,9 @@ MAX_FRUITLESS = 16
 """Wake-ups in a row that yield nothing before a pause. A few are normal under load, when a sibling was quicker; a
 listener in a state that only seems ready would spin for ever."""
 
+SHAKE = 1.0
+"""Seconds between two beginnings with a new epoll at the least: with 10,000 parked one takes some milliseconds."""
+
 _PEER_WENT_AWAY = frozenset(
     # accept(2): on Linux errors of the new connection, to be treated like EAGAIN
     {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET}
@@ -52,7 +56,8 @@ class Lane(Exchanges):
     def __init__(self, number: int, crew: CrewOfLane, row: Row) -> None:
         super().__init__(number, crew, row)
         self.is_accepting = True
-        self._fruitless = 0
+        self._fruitless = self._strangers = 0
+        self._next_shake = 0.0
         self._arriving: Station | None = None
         self._stop_poll = crew.wakeups.poller([crew.wakeups.stop_fd])
         self._is_one_of_many = crew.wakeups.is_shared
@@ -146,12 +151,25 @@ class Lane(Exchanges):
         """Go on with a connection that was parked, if ``post`` is or tells of one that is ready."""
         parked = self._crew.park.take(post) if isinstance(post, int) and post >= 0 else post
         if not isinstance(parked, Parked):
+            if isinstance(post, int) and post >= 0:
+                self._on_fruitless(self._by_fd.get(post))
             return
         if parked.ending is not None or parked.is_leaving:
             self._end(parked)
             return
         self._crew.park.give(parked, self._row.number)
         self._go_on(parked)
+
+    def _on_fruitless(self, parked: Parked | None) -> None:
+        """Who is told of and not here, or silent, was taken by the watcher just now, or has read it; or another had its
+        number, and is told of for ever."""
+        if self._crew.wakeups.tells_once or (parked is not None and parked.verdict is not Verdict.SILENT):
+            return
+        self._strangers += 1
+        if self._strangers > MAX_FRUITLESS and time.monotonic() >= self._next_shake:
+            self._strangers = 0
+            self._next_shake = time.monotonic() + SHAKE
+            self._crew.park.shake_off()
 
     def _has_more(self, station: Station) -> bool:
         """Whether more is queued. For TCP without letting go of the interpreter's lock, which a sibling may want."""

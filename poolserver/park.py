@@ -32,7 +32,6 @@ class Park(Stages):
 
     def __init__(self, wakeups: Wakeups[Any], quarters: Quarters, claims: Claims, terms: Terms) -> None:
         super().__init__()
-        self.by_fd: dict[int, Parked] = {}
         self.quota = terms.max_parked
         """How many may be parked here: the pool's ``max_parked`` less what the other workers have."""
         self._max_parked, self._share = terms.max_parked, max(1, terms.max_parked // SHARES)
@@ -45,11 +44,6 @@ class Park(Stages):
         self.has_too_many = False  # as of its row, when it last looked
         self._tells_once, self._has_parted = wakeups.tells_once, False
         self._transit = Transit(claims, quarters.ordinal)
-
-    @property
-    def has_waiting(self) -> bool:
-        """Whether any is in nobody's hands, as far as ``by_fd`` and ``regulars`` tell."""
-        return bool(self.by_fd or self.regulars)
 
     def add(self, parked: Parked, lane: int) -> list[Parked]:
         """Park what ``lane`` has. The claim of the lane becomes the park's.
@@ -86,7 +80,7 @@ class Park(Stages):
         An event that meets it in another lane's hands is not lost: that lane looks once more.
         """
         with self._lock:
-            self._demote(self.regulars.get(fd))
+            self.hold(self.regulars.get(fd))
             parked = self.by_fd.get(fd)
             if parked is None:
                 return None
@@ -193,7 +187,7 @@ class Park(Stages):
     def due(self, now: float, limits: Limits) -> list[Parked]:
         """Take out what has waited too long for its client, each with its ending. It is the caller's to finish."""
         with self._lock:
-            late = filter(self._is_mine, self.late(now, limits))
+            late = filter(self.is_held, self.late(now, limits))
             due = [each for each in late if self._waits_for_client(each, now)]
             for parked in due:
                 parked.ending = parked.ending or limits.ending(parked)
@@ -213,7 +207,7 @@ class Park(Stages):
     def take_out(self, may_go: Callable[[Parked], bool] = lambda _parked: True) -> list[Parked]:
         """Take out all that ``may_go``. They are the caller's."""
         with self._lock:
-            found = [each for each in self.standing() if self.is_free(each) and may_go(each) and self._is_mine(each)]
+            found = [each for each in self.standing() if self.is_free(each) and may_go(each) and self.is_held(each)]
             for parked in found:
                 self._remove(parked)
         return found
@@ -231,9 +225,13 @@ class Park(Stages):
         """The lanes are to leave: let the parked, and nothing else, wake those that stay for them."""
         with self._lock:
             self._has_parted = True  # first: a lane that puts one back later sees it
-            for parked in [*self.regulars.values()]:
-                self._demote(parked)
-            self._wakeups.part({fd: parked.wants_room for fd, parked in self.by_fd.items()})
+            self._wakeups.part(self.hold_all())
+
+    def shake_off(self) -> None:
+        """The only lane is told again and again of one that is not here."""
+        with self._lock:
+            if not self._has_parted:
+                self._wakeups.renew(self.hold_all())
 
     def share_out(self) -> None:
         """See what the other workers have parked, and what is left for this one."""
@@ -264,21 +262,11 @@ class Park(Stages):
         return victim is not None
 
     def _evict(self, newcomer: Parked) -> Parked:
-        victim = next(filter(self._is_mine, iter(self.victim, None)), newcomer)
+        victim = next(filter(self.is_held, iter(self.victim, None)), newcomer)
         victim.ending = Outcome.REFUSED_MAX_PARKED
         if victim is not newcomer:
             self._remove(victim)
         return victim
-
-    def _is_mine(self, parked: Parked) -> bool:
-        """Whether one that was free still is; then no lane takes it without the lock."""
-        return not parked.is_regular or self._demote(parked)
-
-    def _demote(self, parked: Parked | None) -> bool:
-        if parked is None or not self.take_regular(parked):
-            return False
-        self.by_fd.setdefault(parked.fd, parked)
-        return True
 
     def _retake(self, parked: Parked) -> bool:
         """What was just put back is the lane's again, unless somebody was quicker, and be it to leave it there."""
@@ -303,7 +291,7 @@ class Park(Stages):
         except ValueError:  # its handler has closed it, and says nothing of an end
             parked.ending = Outcome.SERVED
             return False
-        self._demote(self.regulars.get(parked.fd))
+        self.hold(self.regulars.get(parked.fd))
         self.by_fd.pop(parked.fd, None)
         self.enter(parked)
         (self.regulars if parked.is_regular else self.by_fd)[parked.fd] = parked

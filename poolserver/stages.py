@@ -28,8 +28,9 @@ class Stages:
     behind younger ones, and has as much time as they. ``between`` has no order: only ``since`` tells. One that is in
     somebody's hands is nobody else's.
 
-    ``regulars``: the plain conversations between two exchanges, by their descriptors. A lane has what it takes out of
-    here, without a lock, and puts it back; whatever else happens to them or to a stage has the park's lock.
+    ``regulars``: the plain conversations between two exchanges, by their descriptors, and ``by_fd`` all others. A lane
+    has what it takes out of the regulars, without a lock, and puts it back; whatever else happens to them or to a stage
+    has the park's lock.
     """
 
     def __init__(self) -> None:
@@ -37,23 +38,39 @@ class Stages:
         self.silent: _Stage = collections.OrderedDict()
         self.speaking: _Stage = collections.OrderedDict()
         self.between: _Stage = collections.OrderedDict()
+        self.by_fd: dict[int, Parked] = {}
         self.regulars: dict[int, Parked] = {}
         self._eldest: list[tuple[float, Parked]] = []
 
     def __len__(self) -> int:
         return sum(map(len, (self.prefaces, self.silent, self.speaking, self.between)))
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether any is in nobody's hands, as far as ``by_fd`` and ``regulars`` tell."""
+        return bool(self.by_fd or self.regulars)
+
     def is_free(self, parked: Parked) -> bool:
         """Whether it is in nobody's hands."""
         return not parked.is_in_hand and (not parked.is_regular or self.regulars.get(parked.fd) is parked)
 
-    def take_regular(self, parked: Parked) -> bool:
-        """Take it out of the regulars, for good. False: a lane has it."""
-        fd, regulars = parked.fd, self.regulars
-        if regulars.get(fd) is not parked or regulars.pop(fd, None) is None:  # under the lock its number stays its own
-            return False
+    def hold(self, parked: Parked | None) -> bool:
+        """Take it out of the regulars: no lane takes it without the lock any more. False: one has it."""
+        if parked is None or self.regulars.get(parked.fd) is not parked or self.regulars.pop(parked.fd, None) is None:
+            return False  # under the lock its number stays its own
         parked.is_regular = False
+        self.by_fd.setdefault(parked.fd, parked)
         return True
+
+    def is_held(self, parked: Parked) -> bool:
+        """Whether one that was free is no regular, or not any more."""
+        return not parked.is_regular or self.hold(parked)
+
+    def hold_all(self) -> dict[int, bool]:
+        """All that are free; whether each wants room, by descriptor."""
+        for parked in [*self.regulars.values()]:
+            self.hold(parked)
+        return {fd: parked.wants_room for fd, parked in self.by_fd.items()}
 
     def stage(self, parked: Parked) -> _Stage:
         """Where it stands, or is to."""

@@ -49,16 +49,15 @@ class Wakeups(Generic[T]):
         self._posts = posts
         self._again: collections.deque[T] = collections.deque()
         self._kept: dict[int, int] = {}
+        self._turned_from: set[int] = set()
 
     def open(self) -> None:
         """Make the descriptors and watch the listeners. Source: epoll_ctl(2)."""
-        self._epoll = select.epoll()
+        self._epoll = self._parking = select.epoll()
         self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._again_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.listen_to(self._posts)
-        self._epoll.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
-        self._epoll.register(self.stop_fd, select.EPOLLIN)  # level-triggered and never read: it wakes every lane
-        self._parking = self._epoll
+        self._watch_own()
         self._parted = select.epoll()  # made now, since parked connections may have used up the descriptors by then
 
     def wait(self, seconds: float) -> T | int | None:
@@ -89,8 +88,22 @@ class Wakeups(Generic[T]):
     def listen_to(self, posts: Iterable[int]) -> None:
         """Wake lanes for these posts. What is there already tells at once."""
         edge = select.EPOLLET if self.is_shared else 0
+        self._turned_from.difference_update(posts)
         for fd in posts:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE | edge)
+
+    def _watch_own(self) -> None:
+        self._epoll.register(self._again_fd, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(self.stop_fd, select.EPOLLIN)  # level-triggered and never read: it wakes every lane
+
+    def renew(self, parked: Mapping[int, bool]) -> None:
+        """Begin with another epoll, as the only lane: nothing else ends a watch whose descriptor was closed by a thread
+        of its handler while the file lives on in another process. ``parked`` as in ``part``."""
+        self._epoll = self._parking = select.epoll()  # the old one ends with the watcher's call, if it is in one
+        self._kept.clear()
+        self._watch_own()
+        self.listen_again(self._posts.keys() - self._turned_from)
+        self._watch_all(parked)
 
     def listen_again(self, posts: Iterable[int]) -> None:
         """Wake lanes for what they had turned from."""
@@ -100,6 +113,7 @@ class Wakeups(Generic[T]):
 
     def turn_from(self, posts: Iterable[int]) -> None:
         """Wake no lane for these posts: what comes there wakes other workers."""
+        self._turned_from.update(posts)
         for fd in posts:
             try:
                 self._epoll.unregister(fd)
@@ -193,11 +207,14 @@ class Wakeups(Generic[T]):
         for fd in parked:
             self.unwatch(fd)
         self._parking = self._parted
+        self._watch_all(parked)
+
+    def _watch_all(self, parked: Mapping[int, bool]) -> None:
         for fd, has_room in parked.items():
             try:
                 self.watch(fd, has_room=has_room)
             except OSError:
-                pass  # likewise: it is found at its limit
+                pass  # closed already, by a thread of its handler: it is found at its limit
 
     def _watch_parted(self, fd: int) -> None:
         """What a lane had while the others parted, if that is why it is not known; else its number is another's."""

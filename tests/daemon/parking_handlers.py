@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from handlers import MAX_LINE_BYTES, OrderHandler
 
@@ -227,3 +228,17 @@ class ImpatientServer(socketserver.TCPServer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         socket.setdefaulttimeout(20)
+
+
+class Leaves(Orders):
+    """ "leave" closes its connection under poolserver's feet, while the file lives on as another's that never reads."""
+
+    _kept: ClassVar[list[socket.socket]] = []
+
+    def obey(self, order, argument):
+        if order == "leave":
+            self._kept.append(self.request.dup())
+            self.answer("left")
+            os.close(self.request.detach())
+        else:
+            super().obey(order, argument)

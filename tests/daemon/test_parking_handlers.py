@@ -294,3 +294,18 @@ def test_line_longer_than_a_segment_is_one_exchange(daemon) -> None:
         assert order(client, b"echo " + text) == text + b"\n"
         client.sendall(b"bye\n")
         assert read_line(client) == b""
+
+
+def test_connection_that_a_handler_leaves_to_another_keeps_no_lane_awake(daemon) -> None:
+    """Its watch outlives its descriptor, whose number is the next client's; what nobody reads tells again and again."""
+    served = daemon("parking_handlers:Leaves", **ONE_LANE)
+    [worker] = served.workers()
+    with connect(served) as client:
+        for line in (b"echo 1", b"echo 2", b"leave"):
+            assert order(client, line) == line.split()[-1].replace(b"leave", b"left") + b"\n"
+        client.sendall(b"echo 3\n" * 3)
+        with connect(served) as other:
+            assert [order(other, b"echo %d" % number) for number in range(3)] == [b"0\n", b"1\n", b"2\n"]
+            used = functools.partial(measures.cpu_seconds, [worker])
+            wait_for(lambda: measures.rate(used, 0.5) < 0.2, 20, "the worker to sleep")
+            assert order(other, b"echo 4") == b"4\n"

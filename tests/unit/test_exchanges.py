@@ -236,3 +236,41 @@ def test_watcher_takes_what_the_only_lane_was_told_of_and_has_not_come_to(world:
     assert site.wakeups.wait(0) is None
     for each in itertools.chain(*pairs):
         each.close()
+
+
+def test_only_lane_shakes_off_what_it_is_told_of_for_ever(world: World, ends: Ends) -> None:
+    """A thread of its handler has closed it, and another process has a copy, which it does not read."""
+    site = world.sites[2]
+    client, request = ends
+    talk: Any = Talk(has_stock_finish=True, connection=request)
+    assert (
+        site.park.add(Parked(site.here, request, ("192.0.2.1", 1), time.monotonic(), 0, talk, is_between=True), 0) == []
+    )
+    other, theirs = socket.socketpair()
+    talk = Talk(has_stock_finish=True, connection=theirs)
+    stays = Parked(site.here, theirs, ("192.0.2.1", 2), time.monotonic(), 0, talk, is_between=True)
+    assert site.park.add(stays, 0) == []
+    copy, stranger = request.dup(), request.fileno()
+    request.close()
+    client.sendall(b"line\n")
+    assert site.wake()
+    assert [site.wakeups.wait(0) for _ in range(3)] == [stranger] * 3
+    assert site.park.take(stranger) is None
+    site.park.shake_off()
+    assert site.wakeups.wait(0) is None
+    other.sendall(b"line\n")
+    assert site.park.take(site.wakeups.wait(0)) is stays
+    for each in (copy, other, theirs):
+        each.close()
+
+
+def test_lane_that_shakes_off_listens_to_what_it_had_not_turned_from(world: World) -> None:
+    site = world.sites[2]
+    listening = {*site.wakeups._posts}
+    turned = min(listening)
+    site.wakeups.turn_from([turned])
+    site.park.shake_off()
+    for fd in listening - {turned}:
+        with pytest.raises(FileExistsError):
+            site.wakeups.listen_to([fd])
+    site.wakeups.listen_to([turned])
