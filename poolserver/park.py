@@ -5,6 +5,7 @@ lane the epoll wakes takes it up. Runs in a worker, shared by its lanes and its 
 to other workers, is ``attendant.py``'s affair.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -231,7 +232,8 @@ class Park(Stages):
         """The only lane is told again and again of one that is not here."""
         with self._lock:
             if not self._has_parted:
-                self._wakeups.renew(self.hold_all())
+                with contextlib.suppress(OSError):  # out of descriptors: the lane tries again
+                    self._wakeups.renew(self.hold_all())
 
     def share_out(self) -> None:
         """See what the other workers have parked, and what is left for this one."""

@@ -98,7 +98,11 @@ class Wakeups(Generic[T]):
 
     def renew(self, parked: Mapping[int, bool]) -> None:
         """Begin with another epoll, as the only lane: nothing else ends a watch whose descriptor was closed by a thread
-        of its handler while the file lives on in another process. ``parked`` as in ``part``."""
+        of its handler while the file lives on in another process. ``parked`` as in ``part``.
+
+        Raises:
+            OSError: there is no descriptor for another.
+        """
         self._epoll = self._parking = select.epoll()  # the old one ends with the watcher's call, if it is in one
         self._kept.clear()
         self._watch_own()
