@@ -82,7 +82,8 @@ class Lane(Exchanges):
                 if row.began_ns > spell_ends:
                     os.sched_yield()
                     spell_ends = time.monotonic_ns() + SPELL_NS
-                continue
+                if not shortage.is_on:
+                    continue
             elif isinstance(post, Intake):
                 self._take_in(post)
             elif post is not None:

@@ -35,7 +35,7 @@ class Parked:
     0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
     ``is_leaving``: a lane is to finish it for another worker to go on with. ``is_lent``: it is in an event loop's
     lobby. ``wants_room``: what it waits for is that the client takes what was sent. ``is_plain``: its conversation's
-    bytes are what the client sends. ``is_regular``: lanes borrow it from the park for its exchanges; ``peer``: as they
+    bytes are what the client sends. ``is_regular``: lanes take it out of the park for its exchanges and put it back; ``peer``: as they
     write it in their rows.
     """
 
@@ -77,7 +77,7 @@ class Parked:
         self.verdict = Verdict.SILENT
 
     def settle(self) -> None:
-        """It is parked: see whether lanes may borrow it."""
+        """It is parked: see whether it is a regular."""
         self.is_regular = self.is_between and self.is_plain and not self.has_begun and not self.request.gettimeout()
         if self.is_regular and not self.peer:
             self.peer = regular(peer_name(self.address))
