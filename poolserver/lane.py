@@ -84,8 +84,6 @@ class Lane(Exchanges):
                     spell_ends = time.monotonic_ns() + SPELL_NS
                 if not shortage.is_on:
                     continue
-            elif isinstance(post, Intake):
-                self._take_in(post)
             elif post is not None:
                 self._take_up(post)
             # In turn: the epoll tells of the listener once in a round of all that are ready, and of one newcomer.
@@ -148,8 +146,11 @@ class Lane(Exchanges):
             self._park(parked)
         return True
 
-    def _take_up(self, post: Parked | int | Station | None) -> None:
-        """Go on with a connection that was parked, if ``post`` is or tells of one that is ready."""
+    def _take_up(self, post: Parked | int | Station | Intake | None) -> None:
+        """Go on with a connection that was parked, if ``post`` is or tells of one that is ready, here or elsewhere."""
+        if isinstance(post, Intake):
+            self._take_in(post)
+            return
         parked = self._crew.park.take(post) if isinstance(post, int) and post >= 0 else post
         if not isinstance(parked, Parked):
             if isinstance(post, int) and post >= 0:

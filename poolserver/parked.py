@@ -35,8 +35,8 @@ class Parked:
     0 for none. ``is_between`` two exchanges. ``ending``: it is over, and how; a lane has only to finish it.
     ``is_leaving``: a lane is to finish it for another worker to go on with. ``is_lent``: it is in an event loop's
     lobby. ``wants_room``: what it waits for is that the client takes what was sent. ``is_plain``: its conversation's
-    bytes are what the client sends. ``is_regular``: lanes take it out of the park for its exchanges and put it back; ``peer``: as they
-    write it in their rows.
+    bytes are what the client sends. ``is_regular``: lanes take it out of the park for its exchanges and put it back;
+    ``peer``: as they write it in their rows.
     """
 
     station: Station
